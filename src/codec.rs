@@ -1,0 +1,67 @@
+//! bincode with a limit, always: a length that a peer claims is checked before memory is reserved for it.
+
+use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Longest encoded request, response or message, in bytes. Above the longest value plus key plus overhead.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Part of the protocol version: little endian, variable-length integers.
+const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_MESSAGE_BYTES>> =
+    config::standard().with_limit::<MAX_MESSAGE_BYTES>();
+
+/// Encodes a value.
+///
+/// # Panics
+/// Never for the types of this crate: they have no unencodable parts, and what they hold is bounded where it
+/// enters (keys, values, pages, batches).
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    bincode::serde::encode_to_vec(value, config::standard()).expect("our own types encode")
+}
+
+/// Decodes exactly one value from all of `bytes`.
+///
+/// # Errors
+/// If the bytes are not a `T`, or claim to be longer than [`MAX_MESSAGE_BYTES`], or something follows.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let (value, read) = bincode::serde::decode_from_slice(bytes, CONFIG)?;
+    if read != bytes.len() {
+        return Err(DecodeError::TrailingBytes(bytes.len() - read));
+    }
+    Ok(value)
+}
+
+/// Bytes that are not what they should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Not a value of the expected type, or too long.
+    #[error("malformed: {0}")]
+    Malformed(#[from] bincode::error::DecodeError),
+    /// The value ended before the bytes did.
+    #[error("{0} bytes behind the end")]
+    TrailingBytes(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claimed_length_beyond_the_limit_is_refused_before_allocation() {
+        let mut bytes = vec![253];
+        bytes.extend_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode::<Vec<u8>>(&bytes).is_err());
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        let mut bytes = encode(&7u32);
+        bytes.push(0);
+        assert!(matches!(
+            decode::<u32>(&bytes),
+            Err(DecodeError::TrailingBytes(1))
+        ));
+    }
+}

@@ -1,0 +1,22 @@
+//! Roundtable: processes that find each other, share one ring, and keep data on it that a crash does not lose.
+//!
+//! The modules, from the bottom up; each uses only those above it in this list:
+//!
+//! - [`id`], [`time`], [`codec`]: names, moments, bytes;
+//! - [`membership`]: who is in the swarm (SWIM);
+//! - [`ring`]: which members hold which partition, a pure function of the members;
+//! - [`state_machine`]: what one partition replicates;
+//! - [`replication`]: all Raft groups of a node as one driver without I/O;
+//! - [`wire`]: what travels, and the seam to the network;
+//! - [`net`]: the only module that knows libp2p;
+//! - [`client`]: the typed API;
+//! - [`node`]: all of it assembled into a running process;
+//! - [`cli`]: the command line.
+
+pub mod codec;
+pub mod id;
+pub mod membership;
+pub mod replication;
+pub mod state_machine;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,2 @@
+//! Thin shell.
+fn main() {}

@@ -1,0 +1,163 @@
+//! What a partition's log holds, and what applying it answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{SessionId, SwarmId, Version};
+
+/// Longest key, in bytes; the shortest is 1.
+pub const MAX_KEY_BYTES: usize = 4 * 1024;
+/// Longest value, in bytes.
+pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
+
+/// A moment in a partition's own time, in milliseconds since its founding.
+///
+/// The partition's leader stamps each command: the time at which it took over plus what has passed since on its
+/// own clock. So partition time never goes back, does not follow jumps of any wall clock, and stands still
+/// while there is no leader: something may expire late, never early. Replicas only compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct PartitionTime(pub u64);
+
+/// One entry of a partition's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Stamped by the leader when it proposes.
+    pub time: PartitionTime,
+    /// Who asked, for exactly-once retries; `None` for what the leader proposes by itself.
+    pub origin: Option<Origin>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// Names a client's write, so that a retry of it is recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    /// The client's session.
+    pub session: SessionId,
+    /// Number of the write within the session; a retry carries the same one.
+    pub sequence: u64,
+    /// Every write of the session numbered below this has been answered or given up, on all partitions: its
+    /// remembered answer may be forgotten, and should it still arrive it must not be applied.
+    pub settled_below: u64,
+}
+
+/// A change to a partition's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// Set a key. Answered by [`Reply::Written`].
+    Put {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// Its new value.
+        #[serde(with = "serde_bytes")]
+        value: Vec<u8>,
+        /// Milliseconds until it expires; `None`: it stays.
+        ttl_ms: Option<u64>,
+    },
+    /// Remove a key. Answered by [`Reply::Deleted`].
+    Delete {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+    },
+    /// Set a key if it is at the expected version. Answered by [`Reply::Written`] or [`Reply::Conflict`].
+    CompareAndSwap {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// The version that it must be at; `None`: it must be absent.
+        expected: Option<Version>,
+        /// Its new value.
+        #[serde(with = "serde_bytes")]
+        value: Vec<u8>,
+        /// Milliseconds until it expires; `None`: it stays.
+        ttl_ms: Option<u64>,
+    },
+    /// Add to a key that holds a decimal integer; an absent key counts as 0, and its time to live is kept.
+    /// Answered by [`Reply::Incremented`] or [`Reply::NotAnInteger`].
+    Increment {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// How much to add; may be negative.
+        by: i64,
+    },
+    /// Change when a key expires; the value stays. Answered by [`Reply::Written`] or [`Reply::NotFound`].
+    Expire {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// Milliseconds from now; `None`: never.
+        ttl_ms: Option<u64>,
+    },
+    /// Nothing but the passing of time: what is due expires. Proposed by the leader.
+    Advance,
+    /// Take no more writes because this swarm is about to dissolve into another; accepted only while the
+    /// partition holds no key. Answered by [`Reply::Sealed`] or [`Reply::NotEmpty`].
+    Seal {
+        /// The swarm that remains.
+        into: SwarmId,
+    },
+    /// Take writes again: the swarm does not dissolve after all. Answered by [`Reply::Unsealed`].
+    Unseal,
+}
+
+impl Operation {
+    /// The key that the operation is about, if any.
+    pub fn key(&self) -> Option<&[u8]> {
+        match self {
+            Self::Put { key, .. }
+            | Self::Delete { key }
+            | Self::CompareAndSwap { key, .. }
+            | Self::Increment { key, .. }
+            | Self::Expire { key, .. } => Some(key),
+            Self::Advance | Self::Seal { .. } | Self::Unseal => None,
+        }
+    }
+}
+
+/// What applying a command answers. A retry is answered as the first attempt was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The key is now at this version.
+    Written {
+        /// The key's new version.
+        version: Version,
+    },
+    /// The key is gone.
+    Deleted {
+        /// Whether it was there before.
+        existed: bool,
+    },
+    /// The counter's new value.
+    Incremented {
+        /// After the addition.
+        value: i64,
+        /// The key's new version.
+        version: Version,
+    },
+    /// Nothing changed: the key is not at the expected version.
+    Conflict {
+        /// Where it is; `None`: absent.
+        version: Option<Version>,
+    },
+    /// Nothing changed: the key is absent.
+    NotFound,
+    /// Nothing changed: the value is no decimal integer, or the sum would not fit 64 bits.
+    NotAnInteger,
+    /// Nothing was done (by this copy of the write): it was settled before it arrived.
+    Settled,
+    /// Nothing changed: more sessions are alive than the partition remembers.
+    TooManySessions,
+    /// Nothing changed: the partition is sealed because its swarm dissolves into another; or the answer to `Seal`.
+    Sealed {
+        /// The swarm that remains.
+        into: SwarmId,
+    },
+    /// `Seal` was refused: the partition holds keys.
+    NotEmpty,
+    /// The partition takes writes.
+    Unsealed,
+    /// The leader's own command was applied.
+    Advanced,
+}

@@ -1,0 +1,259 @@
+//! The requests, responses and messages themselves. Any change here is a new [`PROTOCOL_VERSION`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NodeId, PartitionId, SwarmId, Version};
+use crate::replication::GroupMessage;
+use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
+
+/// Spoken by this build. Peers that speak another one are refused when the link is made.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Consistency {
+    /// Sees every write acknowledged before the read began. Answered by the partition's leader, with a quorum.
+    #[default]
+    Linearizable,
+    /// Answered by any replica from what it has, also without a quorum. May be old, never invented.
+    Stale,
+}
+
+/// What a node can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Change a partition. Answered by [`Response::Reply`].
+    Write {
+        /// The partition that the operation's key belongs to.
+        partition: PartitionId,
+        /// For exactly-once retries.
+        origin: Origin,
+        /// What to do.
+        operation: Operation,
+        /// Sent on by a node that is not the leader: not to be sent on again.
+        forwarded: bool,
+    },
+    /// Read from a partition. Answered by [`Response::Answer`].
+    Read {
+        /// The partition.
+        partition: PartitionId,
+        /// How fresh.
+        consistency: Consistency,
+        /// The question.
+        query: Query,
+        /// Sent on by a node that cannot answer: not to be sent on again.
+        forwarded: bool,
+    },
+    /// Read a key as soon as its version is not `seen` (`None`: as soon as it is there). Linearizable.
+    /// Answered by [`Response::Answer`] with the entry, or not before the caller gives up.
+    Wait {
+        /// The partition that the key belongs to.
+        partition: PartitionId,
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// The version that the caller knows; `None`: it knows the key as absent.
+        seen: Option<Version>,
+        /// Sent on by a node that is not the leader: not to be sent on again.
+        forwarded: bool,
+    },
+    /// Who is in the swarm and who leads what. Answered by [`Response::View`].
+    View,
+    /// How the node is. Answered by [`Response::Status`].
+    Status,
+    /// The string that lets another machine join. Answered by [`Response::Ticket`].
+    Ticket,
+    /// Hand everything over and leave the swarm. Answered by [`Response::Leaving`] at once; progress is in
+    /// [`NodeStatus`].
+    Leave,
+}
+
+/// A node's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// The write was applied (by this attempt or an earlier one); or, as the reply itself says, was not.
+    Reply(Reply),
+    /// What was asked for.
+    Answer {
+        /// The answer.
+        answer: Answer,
+        /// Whether it may be old: it was asked for as stale.
+        stale: bool,
+    },
+    /// The swarm as the node sees it.
+    View(SwarmView),
+    /// How the node is.
+    Status(Box<NodeStatus>),
+    /// A ticket.
+    Ticket(String),
+    /// The node is leaving.
+    Leaving,
+    /// Nothing was done.
+    Refused(Refusal),
+    /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
+    /// be applied. A retry under the same origin is safe.
+    Unknown,
+}
+
+/// Why a node did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Another replica leads the partition.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who does, as far as the node knows.
+        leader: Option<NodeId>,
+    },
+    /// The partition has no quorum that the node could reach.
+    #[error("no quorum")]
+    NoQuorum,
+    /// The node's queue is full.
+    #[error("overloaded")]
+    Overloaded,
+    /// The node has no swarm yet, or is leaving it.
+    #[error("not serving")]
+    NotServing,
+    /// The request contradicts itself or a limit.
+    #[error("bad request: {0}")]
+    BadRequest(String),
+}
+
+/// A message between members; one-way, and may be lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Who I am and whether I have a swarm: the first message on every link, and again when it changes.
+    Hello(Hello),
+    /// Membership gossip of the swarm.
+    Gossip {
+        /// Only members of the same swarm listen.
+        swarm: SwarmId,
+        /// What the membership protocol says.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// What the partitions' groups say to each other: all groups of one turn in one message.
+    Groups {
+        /// Only members of the same swarm listen.
+        swarm: SwarmId,
+        /// In the order in which they must be handled.
+        messages: Vec<GroupMessage>,
+    },
+    /// The sender's swarm has dissolved into another: every partition was empty and is sealed.
+    Dissolved {
+        /// The swarm that is no more.
+        from: SwarmId,
+        /// The swarm to join.
+        into: SwarmId,
+    },
+}
+
+/// Whether a node has a swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SwarmState {
+    /// Looking for one, and founds one if it finds none.
+    Unfounded {
+        /// It was told to join: it never founds.
+        joining: bool,
+    },
+    /// Member of one.
+    Founded {
+        /// Which.
+        swarm: SwarmId,
+        /// Into how many partitions its ring is cut.
+        partitions: u32,
+    },
+    /// No member, only a client.
+    Visitor,
+}
+
+/// What a node says of itself on a new link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its swarm, or that it has none.
+    pub state: SwarmState,
+    /// Where it listens, as multiaddresses.
+    pub addresses: Vec<String>,
+    /// Whether its swarm is known to it to hold no key: an empty swarm gives way to one with data.
+    pub empty: bool,
+}
+
+/// The swarm as one node sees it: all that is needed to compute the ring and to route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmView {
+    /// The swarm.
+    pub swarm: SwarmId,
+    /// Its name.
+    pub name: String,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// The node that answers.
+    pub node: NodeId,
+    /// All members that count for placement, and those that lately left or died.
+    pub members: Vec<MemberView>,
+    /// Of each partition, who leads it as far as the node knows.
+    pub leaders: Vec<Option<NodeId>>,
+}
+
+/// A member as one node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Who.
+    pub node: NodeId,
+    /// Where it listens, as multiaddresses.
+    pub addresses: Vec<String>,
+    /// Its share of the ring relative to others.
+    pub weight: u32,
+    /// `alive`, `suspect`, `dead` or `left`.
+    pub state: crate::membership::MemberState,
+    /// Whether it is handing over its replicas in order to leave.
+    pub draining: bool,
+    /// Whether it counts for placement now.
+    pub on_ring: bool,
+}
+
+/// How a node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: NodeId,
+    /// Version of the program.
+    pub version: String,
+    /// The swarm's name.
+    pub name: String,
+    /// Its swarm, or that it has none.
+    pub state: SwarmState,
+    /// Where it listens, as multiaddresses.
+    pub addresses: Vec<String>,
+    /// Milliseconds since its start.
+    pub uptime_ms: u64,
+    /// Nodes it is linked with.
+    pub links: Vec<NodeId>,
+    /// Whether it is leaving.
+    pub leaving: bool,
+    /// The replicas that it holds.
+    pub replicas: Vec<PartitionStatus>,
+}
+
+/// One replica as its node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionStatus {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Who leads, as far as known.
+    pub leader: Option<NodeId>,
+    /// Whether this replica leads and reaches a quorum, or follows a leader that it hears.
+    pub has_quorum: bool,
+    /// The nodes whose replicas vote.
+    pub voters: Vec<NodeId>,
+    /// The nodes whose replicas are being brought up.
+    pub learners: Vec<NodeId>,
+    /// Keys held.
+    pub keys: u64,
+    /// Bytes of keys and values held.
+    pub bytes: u64,
+    /// Log index applied last.
+    pub applied: u64,
+    /// Entries kept in the log.
+    pub log_entries: u64,
+}
