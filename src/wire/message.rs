@@ -9,6 +9,9 @@ use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
 /// Spoken by this build. Peers that speak another one are refused when the link is made.
 pub const PROTOCOL_VERSION: u8 = 1;
 
+/// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
+pub const MAX_WAIT_MS: u32 = 30_000;
+
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Consistency {
@@ -45,7 +48,7 @@ pub enum Request {
         forwarded: bool,
     },
     /// Read a key as soon as its version is not `seen` (`None`: as soon as it is there). Linearizable.
-    /// Answered by [`Response::Answer`] with the entry, or not before the caller gives up.
+    /// Answered by [`Response::Answer`] with the entry, or by [`Response::Unchanged`].
     Wait {
         /// The partition that the key belongs to.
         partition: PartitionId,
@@ -54,6 +57,8 @@ pub enum Request {
         key: Vec<u8>,
         /// The version that the caller knows; `None`: it knows the key as absent.
         seen: Option<Version>,
+        /// How long to wait, in milliseconds; then [`Response::Unchanged`]. Bounded by [`MAX_WAIT_MS`].
+        timeout_ms: u32,
         /// Sent on by a node that is not the leader: not to be sent on again.
         forwarded: bool,
     },
@@ -80,6 +85,8 @@ pub enum Response {
         /// Whether it may be old: it was asked for as stale.
         stale: bool,
     },
+    /// The time of a [`Request::Wait`] is up and the key is at the version that the caller knows.
+    Unchanged,
     /// The swarm as the node sees it.
     View(SwarmView),
     /// How the node is.
@@ -139,6 +146,13 @@ pub enum Message {
         /// In the order in which they must be handled.
         messages: Vec<GroupMessage>,
     },
+    /// The partitions that the sender has come to lead, each with its term: what one-hop routing is made of.
+    Leading {
+        /// Only members of the same swarm listen.
+        swarm: SwarmId,
+        /// Partition and term.
+        leads: Vec<(PartitionId, u64)>,
+    },
     /// The sender's swarm has dissolved into another: every partition was empty and is sealed.
     Dissolved {
         /// The swarm that is no more.
@@ -176,6 +190,16 @@ pub struct Hello {
     pub addresses: Vec<String>,
     /// Whether its swarm is known to it to hold no key: an empty swarm gives way to one with data.
     pub empty: bool,
+}
+
+impl Hello {
+    /// The swarm that the node is a member of, if any.
+    pub fn swarm(&self) -> Option<SwarmId> {
+        match self.state {
+            SwarmState::Founded { swarm, .. } => Some(swarm),
+            SwarmState::Unfounded { .. } | SwarmState::Visitor => None,
+        }
+    }
 }
 
 /// The swarm as one node sees it: all that is needed to compute the ring and to route.
