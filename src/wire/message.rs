@@ -73,6 +73,20 @@ pub enum Request {
     Leave,
 }
 
+impl Request {
+    /// The same request, marked as sent on.
+    #[must_use]
+    pub fn forwarded(mut self) -> Self {
+        match &mut self {
+            Self::Write { forwarded, .. } | Self::Read { forwarded, .. } | Self::Wait { forwarded, .. } => {
+                *forwarded = true;
+            }
+            Self::View | Self::Status | Self::Ticket | Self::Leave => {}
+        }
+        self
+    }
+}
+
 /// A node's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
