@@ -56,8 +56,8 @@ pub(super) struct Session {
 /// The sessions of one partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Sessions {
-    sessions: BTreeMap<SessionId, Session>,
-    // Invariant: (t, s) is in `idle` exactly when sessions[s].seen == t.
+    by_id: BTreeMap<SessionId, Session>,
+    // Invariant: (t, s) is in `idle` exactly when by_id[s].seen == t.
     idle: BTreeSet<(PartitionTime, SessionId)>,
     // Invariant: remembered == sum over sessions of answers.len().
     remembered: usize,
@@ -65,24 +65,24 @@ pub(super) struct Sessions {
 
 impl Sessions {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&SessionId, &Session)> {
-        self.sessions.iter()
+        self.by_id.iter()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.sessions.len()
+        self.by_id.len()
     }
 
     /// Notes that a write arrived. `Err`: it must not be applied, and this is its answer. After `Ok` it is
     /// applied and, unless it was refused, [`Sessions::remember`]ed.
     pub(super) fn admit(&mut self, origin: Origin, now: PartitionTime) -> Result<(), Reply> {
         self.make_room(now);
-        if !self.sessions.contains_key(&origin.session) {
-            if self.sessions.len() >= MAX_SESSIONS {
+        if !self.by_id.contains_key(&origin.session) {
+            if self.by_id.len() >= MAX_SESSIONS {
                 return Err(Reply::TooManySessions);
             }
             self.idle.insert((now, origin.session));
         }
-        let session = self.sessions.entry(origin.session).or_insert_with(|| Session {
+        let session = self.by_id.entry(origin.session).or_insert_with(|| Session {
             seen: now,
             ..Session::default()
         });
@@ -114,7 +114,7 @@ impl Sessions {
 
     /// Keeps the answer of an admitted write that was applied.
     pub(super) fn remember(&mut self, origin: Origin, reply: Reply) {
-        if let Some(session) = self.sessions.get_mut(&origin.session)
+        if let Some(session) = self.by_id.get_mut(&origin.session)
             && session.answers.insert(origin.sequence, reply).is_none()
         {
             self.remembered += 1;
@@ -147,12 +147,12 @@ impl Sessions {
             answers: BTreeMap::new(),
         };
         self.idle.insert((seen, id));
-        self.sessions.insert(id, session).is_none()
+        self.by_id.insert(id, session).is_none()
     }
 
     /// Puts back an answer from a snapshot. `false`: it cannot have been there.
     pub(super) fn restore_answer(&mut self, id: SessionId, sequence: u64, reply: Reply) -> bool {
-        let Some(session) = self.sessions.get_mut(&id) else {
+        let Some(session) = self.by_id.get_mut(&id) else {
             return false;
         };
         if sequence < session.floor || session.answers.len() >= MAX_REMEMBERED {
@@ -163,7 +163,7 @@ impl Sessions {
     }
 
     fn make_room(&mut self, now: PartitionTime) {
-        while (self.sessions.len() >= MAX_SESSIONS || self.remembered >= MAX_REMEMBERED_IN_ALL)
+        while (self.by_id.len() >= MAX_SESSIONS || self.remembered >= MAX_REMEMBERED_IN_ALL)
             && let Some((seen, _)) = self.idle.first()
             && after(*seen, SESSION_GUARD) <= now
         {
@@ -173,7 +173,7 @@ impl Sessions {
 
     fn forget_idlest(&mut self) {
         if let Some((_, id)) = self.idle.pop_first()
-            && let Some(session) = self.sessions.remove(&id)
+            && let Some(session) = self.by_id.remove(&id)
         {
             self.remembered -= session.answers.len();
         }

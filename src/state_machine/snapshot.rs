@@ -103,9 +103,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
     if Sha1::digest(body)[..] != *checksum {
         return Err(malformed("snapshot's checksum is wrong"));
     }
-    let mut records = match body.split_first() {
-        Some((&FORMAT, records)) => records,
-        _ => return Err(malformed("snapshot of another format")),
+    let Some((&FORMAT, mut records)) = body.split_first() else {
+        return Err(malformed("snapshot of another format"));
     };
     let Some(Record::Header {
         time,

@@ -21,7 +21,8 @@ impl Partition {
         self
     }
 
-    fn apply(&mut self, origin: Option<Origin>, operation: Operation) -> Reply {
+    fn apply(&mut self, origin: impl Into<Option<Origin>>, operation: Operation) -> Reply {
+        let origin = origin.into();
         self.index += 1;
         let time = PartitionTime(self.time);
         self.state.apply(
@@ -76,12 +77,12 @@ fn increment(key: &str, by: i64) -> Operation {
     Operation::Increment { key: key.into(), by }
 }
 
-fn origin(session: u128, sequence: u64, settled_below: u64) -> Option<Origin> {
-    Some(Origin {
+fn origin(session: u128, sequence: u64, settled_below: u64) -> Origin {
+    Origin {
         session: SessionId(session),
         sequence,
         settled_below,
-    })
+    }
 }
 
 #[test]
@@ -333,8 +334,11 @@ fn limits_are_named_with_the_size_that_exceeds_them() {
 #[derive(Default)]
 struct Model {
     time: u64,
-    keys: Vec<(Vec<u8>, Vec<u8>, u64, Option<u64>)>,
+    keys: Vec<Held>,
 }
+
+/// Key, value, version, expiry.
+type Held = (Vec<u8>, Vec<u8>, u64, Option<u64>);
 
 impl Model {
     fn apply(&mut self, index: u64, time: u64, operation: &Operation) -> Reply {
@@ -429,7 +433,7 @@ fn histories() -> impl Strategy<Value = Vec<(u64, Operation)>> {
 fn origins() -> impl Strategy<Value = Option<Origin>> {
     option::of((0u128..3, 0u64..30, 0u64..10)).prop_map(|numbers| {
         let (session, sequence, behind) = numbers?;
-        origin(session, sequence, sequence.saturating_sub(behind))
+        Some(origin(session, sequence, sequence.saturating_sub(behind)))
     })
 }
 
