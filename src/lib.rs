@@ -17,6 +17,7 @@ pub mod codec;
 pub mod id;
 pub mod membership;
 pub mod replication;
+pub mod ring;
 pub mod state_machine;
 pub mod time;
 pub mod wire;

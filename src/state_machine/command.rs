@@ -33,10 +33,10 @@ pub struct Command {
 pub struct Origin {
     /// The client's session.
     pub session: SessionId,
-    /// Number of the write within the session; a retry carries the same one.
+    /// Number of the write among those of the session to this partition; a retry carries the same one.
     pub sequence: u64,
-    /// Every write of the session numbered below this has been answered or given up, on all partitions: its
-    /// remembered answer may be forgotten, and should it still arrive it must not be applied.
+    /// Every write of the session to this partition numbered below this has been answered or given up: its
+    /// remembered answer may be forgotten, and should it still arrive it must not be applied. At most `sequence`.
     pub settled_below: u64,
 }
 
@@ -114,6 +114,68 @@ impl Operation {
             Self::Advance | Self::Seal { .. } | Self::Unseal => None,
         }
     }
+
+    /// Whether the operation is within the limits; to be asked before it is sent and before it is proposed.
+    ///
+    /// # Errors
+    /// The limit that it exceeds.
+    pub fn check(&self) -> Result<(), LimitError> {
+        if let Some(key) = self.key() {
+            check_key(key)?;
+        }
+        match self {
+            Self::Put { value, ttl_ms, .. } | Self::CompareAndSwap { value, ttl_ms, .. } => {
+                at_most("value", value, MAX_VALUE_BYTES)?;
+                check_ttl(*ttl_ms)
+            }
+            Self::Expire { ttl_ms, .. } => check_ttl(*ttl_ms),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is asked for is beyond a limit. Nothing was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// Longer than allowed.
+    #[error("the {what} is {size} bytes long, at most {limit} are allowed")]
+    TooLarge {
+        /// What is: the key, the value, ...
+        what: &'static str,
+        /// Its length in bytes.
+        size: usize,
+        /// The longest allowed, in bytes.
+        limit: usize,
+    },
+    /// The shortest key is one byte long.
+    #[error("the key is empty, at least 1 byte is needed")]
+    EmptyKey,
+    /// The shortest time to live is a millisecond.
+    #[error("the time to live is zero, at least 1 ms is needed")]
+    ZeroTtl,
+}
+
+pub(super) fn check_key(key: &[u8]) -> Result<(), LimitError> {
+    if key.is_empty() {
+        return Err(LimitError::EmptyKey);
+    }
+    at_most("key", key, MAX_KEY_BYTES)
+}
+
+pub(super) fn at_most(what: &'static str, bytes: &[u8], limit: usize) -> Result<(), LimitError> {
+    let size = bytes.len();
+    if size > limit {
+        return Err(LimitError::TooLarge { what, size, limit });
+    }
+    Ok(())
+}
+
+fn check_ttl(ttl_ms: Option<u64>) -> Result<(), LimitError> {
+    if ttl_ms == Some(0) {
+        return Err(LimitError::ZeroTtl);
+    }
+    Ok(())
 }
 
 /// What applying a command answers. A retry is answered as the first attempt was.

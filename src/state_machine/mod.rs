@@ -1,54 +1,161 @@
 //! What one partition replicates: a deterministic function of its log.
+//!
+//! **Guarantee.** Replicas that applied the same commands at the same indexes are equal, byte for byte in their
+//! [`StateMachine::snapshot`]s, and gave the same replies. So nothing here looks at a clock, at chance, or at the
+//! order of a hash map; time arrives stamped on the commands.
+//!
+//! **Expiry** happens only when a command is applied: it first moves the partition's time forward, then removes
+//! what is due, then does its work. Reads look at what is there. The leader keeps reads punctual by proposing
+//! [`Operation::Advance`] when something is due.
+//!
+//! **Retries** are recognised by sessions: see [`MAX_DEADLINE`], [`SESSION_TTL`].
 
 mod command;
+mod kv;
 mod query;
+mod session;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
-
-pub use command::{Command, MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation, Origin, PartitionTime, Reply};
+pub use command::{
+    Command, LimitError, MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation, Origin, PartitionTime, Reply,
+};
 pub use query::{Answer, Entry, KeyBytes, MAX_SCAN_BYTES, MAX_SCAN_ENTRIES, Query};
+pub use session::{
+    MAX_DEADLINE, MAX_REMEMBERED, MAX_REMEMBERED_IN_ALL, MAX_SESSIONS, SESSION_GUARD, SESSION_TTL,
+};
 
+use crate::codec::DecodeError;
 use crate::id::{SwarmId, Version};
+use kv::{Keys, Slot};
+use session::Sessions;
 
 /// The state of one partition.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StateMachine {
     time: PartitionTime,
-    keys: BTreeMap<Vec<u8>, (Vec<u8>, Version)>,
+    keys: Keys,
+    sessions: Sessions,
+    // Invariant: sealed.is_some() implies that there are no keys.
+    sealed: Option<SwarmId>,
 }
 
 impl StateMachine {
     /// Applies the command at `index` of the log.
+    ///
+    /// Indexes must grow from call to call. Any command can be applied; its limits ([`Operation::check`]) are
+    /// the business of who proposes it.
     pub fn apply(&mut self, index: u64, command: Command) -> Reply {
         self.time = self.time.max(command.time);
-        let version = Version(index);
-        match command.operation {
-            Operation::Put { key, value, .. } => {
-                self.keys.insert(key, (value, version));
-                Reply::Written { version }
-            }
-            _ => Reply::Advanced,
+        self.keys.expire(self.time);
+        self.sessions.expire(self.time);
+        let Some(origin) = command.origin else {
+            return self.execute(Version(index), command.operation);
+        };
+        if let Err(answer) = self.sessions.admit(origin, self.time) {
+            return answer;
         }
+        let reply = self.execute(Version(index), command.operation);
+        // A write that met a seal has not happened: its retry may, once the seal is broken.
+        if !matches!(reply, Reply::Sealed { .. }) {
+            self.sessions.remember(origin, reply.clone());
+        }
+        reply
+    }
+
+    fn execute(&mut self, version: Version, operation: Operation) -> Reply {
+        if let Some(into) = self.sealed
+            && operation.key().is_some()
+        {
+            return Reply::Sealed { into };
+        }
+        match operation {
+            Operation::Put { key, value, ttl_ms } => self.set(key, value, version, ttl_ms),
+            Operation::Delete { key } => Reply::Deleted {
+                existed: self.keys.remove(key),
+            },
+            Operation::CompareAndSwap {
+                key,
+                expected,
+                value,
+                ttl_ms,
+            } => {
+                let found = self.version(&key);
+                if found == expected {
+                    self.set(key, value, version, ttl_ms)
+                } else {
+                    Reply::Conflict { version: found }
+                }
+            }
+            Operation::Increment { key, by } => self.increment(key, by, version),
+            Operation::Expire { key, ttl_ms } => match self.keys.get(&key) {
+                Some(slot) => {
+                    let value = slot.value.clone();
+                    self.set(key, value, version, ttl_ms)
+                }
+                None => Reply::NotFound,
+            },
+            Operation::Advance => Reply::Advanced,
+            Operation::Seal { into } => {
+                if !self.is_empty() {
+                    return Reply::NotEmpty;
+                }
+                // The first seal holds until it is broken: two swarms cannot both take this one in.
+                let into = *self.sealed.get_or_insert(into);
+                Reply::Sealed { into }
+            }
+            Operation::Unseal => {
+                self.sealed = None;
+                Reply::Unsealed
+            }
+        }
+    }
+
+    fn set(&mut self, key: Vec<u8>, value: Vec<u8>, version: Version, ttl_ms: Option<u64>) -> Reply {
+        let expiry = ttl_ms.map(|ttl| PartitionTime(self.time.0.saturating_add(ttl)));
+        let slot = Slot {
+            value,
+            version,
+            expiry,
+        };
+        self.keys.insert(key, slot);
+        Reply::Written { version }
+    }
+
+    fn increment(&mut self, key: Vec<u8>, by: i64, version: Version) -> Reply {
+        let (sum, expiry) = match self.keys.get(&key) {
+            Some(slot) => (
+                integer(&slot.value).and_then(|value| value.checked_add(by)),
+                slot.expiry,
+            ),
+            None => (Some(by), None),
+        };
+        let Some(value) = sum else {
+            return Reply::NotAnInteger;
+        };
+        self.keys.insert(
+            key,
+            Slot {
+                value: value.to_string().into_bytes(),
+                version,
+                expiry,
+            },
+        );
+        Reply::Incremented { value, version }
     }
 
     /// Answers a question from the state as it is.
     pub fn query(&self, query: &Query) -> Answer {
         match query {
-            Query::Get { key } => Answer::Entry(self.keys.get(key).map(|(value, version)| Entry {
-                value: value.clone(),
-                version: *version,
-                ttl_ms: None,
-            })),
-            Query::Scan { .. } => Answer::Page {
-                entries: Vec::new(),
-                more: false,
-            },
+            Query::Get { key } => Answer::Entry(self.keys.entry(key, self.time)),
+            Query::Scan { prefix, after, limit } => self.keys.page(prefix, after, *limit, self.time),
         }
     }
 
     /// The version of a key; `None` if it is absent.
     pub fn version(&self, key: &[u8]) -> Option<Version> {
-        self.keys.get(key).map(|(_, version)| *version)
+        self.keys.get(key).map(|slot| slot.version)
     }
 
     /// The partition's time: the latest stamp applied.
@@ -58,12 +165,15 @@ impl StateMachine {
 
     /// When something is next due (a key or a session): the leader then proposes [`Operation::Advance`].
     pub fn next_due(&self) -> Option<PartitionTime> {
-        None
+        match (self.keys.next_due(), self.sessions.next_due()) {
+            (Some(key), Some(session)) => Some(key.min(session)),
+            (key, session) => key.or(session),
+        }
     }
 
     /// The swarm into which this one dissolves, if the partition is sealed.
     pub fn sealed(&self) -> Option<SwarmId> {
-        None
+        self.sealed
     }
 
     /// Number of keys held.
@@ -73,28 +183,28 @@ impl StateMachine {
 
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.len() == 0
     }
 
     /// Bytes of keys and values held.
     pub fn bytes(&self) -> usize {
-        self.keys
-            .iter()
-            .map(|(key, (value, _))| key.len() + value.len())
-            .sum()
+        self.keys.bytes()
     }
 
-    /// Everything, encoded: what [`StateMachine::restore`] reads.
+    /// Everything, encoded: what [`StateMachine::restore`] reads. Equal states have equal snapshots.
     pub fn snapshot(&self) -> Vec<u8> {
-        crate::codec::encode(&(self.time, &self.keys))
+        snapshot::write(self)
     }
 
     /// The state that a snapshot holds.
     ///
     /// # Errors
-    /// If the bytes are not a snapshot.
-    pub fn restore(snapshot: &[u8]) -> Result<Self, crate::codec::DecodeError> {
-        let (time, keys) = crate::codec::decode(snapshot)?;
-        Ok(Self { time, keys })
+    /// If the bytes are not a snapshot, whole and undamaged.
+    pub fn restore(snapshot: &[u8]) -> Result<Self, DecodeError> {
+        snapshot::read(snapshot)
     }
+}
+
+fn integer(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }

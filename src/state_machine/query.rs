@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::command::{LimitError, MAX_KEY_BYTES, at_most, check_key};
 use crate::id::Version;
 
 /// Most entries of one page of a scan.
@@ -29,6 +30,21 @@ pub enum Query {
         /// At most so many entries; bounded by [`MAX_SCAN_ENTRIES`].
         limit: u32,
     },
+}
+
+impl Query {
+    /// Whether the question is within the limits; to be asked before it is sent and before it is answered.
+    ///
+    /// # Errors
+    /// The limit that it exceeds.
+    pub fn check(&self) -> Result<(), LimitError> {
+        match self {
+            Self::Get { key } => check_key(key),
+            Self::Scan { prefix, after, .. } => [("prefix", prefix), ("key to go on from", after)]
+                .into_iter()
+                .try_for_each(|(what, bytes)| at_most(what, bytes, MAX_KEY_BYTES)),
+        }
+    }
 }
 
 /// The answer to a [`Query`].
