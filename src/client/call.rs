@@ -88,7 +88,10 @@ pub(super) struct Call<'a, R> {
     pause: Duration,
     /// The view that is known may be the cause of the failure.
     doubts: bool,
+    /// Since when nodes have said that there is no quorum.
     no_quorum_since: Option<Timestamp>,
+    /// Since when no node could say whom to ask.
+    no_leader_since: Option<Timestamp>,
     /// The last definite failure; what is reported at the deadline.
     last: Error,
     in_flight: Option<InFlight>,
@@ -108,6 +111,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             pause: MIN_PAUSE,
             doubts: false,
             no_quorum_since: None,
+            no_leader_since: None,
             last: Error::Unreachable,
             in_flight: None,
             maybe_applied: false,
@@ -142,13 +146,20 @@ impl<'a, R: Rpc> Call<'a, R> {
         self.deadline.since(self.client.now())
     }
 
-    /// Whether there was no quorum for so long that it is no failover.
+    /// Whether there was no quorum for so long that it is no failover. A node that knows no leader may only be
+    /// late: it is given twice the time that is given to one that knows that there is no quorum.
     fn is_hopeless(&self) -> bool {
         let now = self.client.now();
+        let patience = self.client.patience;
+        let is_over = |since: Option<Timestamp>, limit| since.is_some_and(|since| now.since(since) >= limit);
         !self.maybe_applied
-            && self
-                .no_quorum_since
-                .is_some_and(|since| now.since(since) >= self.client.patience)
+            && (is_over(self.no_quorum_since, patience) || is_over(self.no_leader_since, patience * 2))
+    }
+
+    /// Somebody who might serve the partition was reached.
+    fn hope(&mut self) {
+        self.no_quorum_since = None;
+        self.no_leader_since = None;
     }
 
     fn give_up(self) -> Result<Outcome, Error> {
@@ -184,10 +195,10 @@ impl<'a, R: Rpc> Call<'a, R> {
             return Next::Pause;
         };
         let partition = match &self.action {
-            Action::Write(Operation::Advance | Operation::Seal { .. } | Operation::Unseal) => {
-                return Next::Fail(unexpected());
-            }
-            Action::Write(operation) => partition_of(operation.key().unwrap_or_default(), &view),
+            Action::Write(operation) => match operation.key() {
+                Some(key) => partition_of(key, &view),
+                None => return Next::Fail(Error::Refused("not a client's operation".to_owned())),
+            },
             Action::Get { key } | Action::Wait { key, .. } => partition_of(key, &view),
             Action::Scan { place, .. } if place.swarm != view.swarm => {
                 return Next::Fail(Error::Dissolved);
@@ -281,7 +292,7 @@ impl<'a, R: Rpc> Call<'a, R> {
                 // The leader is well; it is asked again until the deadline.
                 self.heard = true;
                 self.asked = Asked::default();
-                self.no_quorum_since = None;
+                self.hope();
                 self.pause = MIN_PAUSE;
                 Next::Pause
             }
@@ -306,7 +317,7 @@ impl<'a, R: Rpc> Call<'a, R> {
 
     fn judge_reply(&mut self, reply: Reply) -> Next {
         match reply {
-            Reply::Sealed { .. } => {
+            Reply::Sealed { .. } | Reply::Dissolved { .. } => {
                 self.last = Error::NotServing;
                 self.doubts = true;
                 Next::Pause
@@ -330,10 +341,16 @@ impl<'a, R: Rpc> Call<'a, R> {
             Refusal::NotLeader { leader: Some(leader) } if leader != node => {
                 self.last = Error::NoQuorum;
                 router.set_leader(partition, leader);
+                if router.rpc.linked().contains(&leader) {
+                    self.no_leader_since = None;
+                } else {
+                    self.no_leader_since.get_or_insert(self.client.now());
+                }
                 Next::Hop
             }
             Refusal::NotLeader { .. } => {
                 self.last = Error::NoQuorum;
+                self.no_leader_since.get_or_insert(self.client.now());
                 router.forget_leader(partition, node);
                 self.doubts = true;
                 Next::Pause
@@ -347,7 +364,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             }
             Refusal::Overloaded => {
                 self.last = Error::Overloaded;
-                self.no_quorum_since = None;
+                self.hope();
                 Next::Pause
             }
             Refusal::NotServing => {
@@ -362,7 +379,7 @@ impl<'a, R: Rpc> Call<'a, R> {
     /// An attempt left, and what came of it is not known.
     fn lost(&mut self, node: NodeId, partition: PartitionId) {
         self.last = Error::TimedOut;
-        self.no_quorum_since = None;
+        self.hope();
         self.maybe_applied |= matches!(self.action, Action::Write(_));
         self.client.shared.router.forget_leader(partition, node);
         self.doubts = true;
