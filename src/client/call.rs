@@ -19,7 +19,8 @@ use crate::state_machine::{Answer, Operation, Query, Reply};
 use crate::time::Timestamp;
 use crate::wire::{MAX_WAIT_MS, Refusal, Request, Response, Rpc, RpcError, SwarmView};
 
-/// Longest wait for the answer to one attempt: a node that fell silent must not eat the whole deadline.
+/// Longest wait for the answer to the first attempt: a node that fell silent must not eat the whole deadline.
+/// Doubles with each attempt that was lost, so that a large value gets through a slow link.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest single wait for a change, so that a leader that fell silent costs no more.
 const WAIT_SLICE: Duration = Duration::from_secs(5);
@@ -85,6 +86,7 @@ pub(super) struct Call<'a, R> {
     action: Action,
     deadline: Timestamp,
     asked: Asked,
+    attempt_timeout: Duration,
     pause: Duration,
     /// The view that is known may be the cause of the failure.
     doubts: bool,
@@ -108,6 +110,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             action,
             deadline: client.now() + client.deadline,
             asked: Asked::default(),
+            attempt_timeout: ATTEMPT_TIMEOUT,
             pause: MIN_PAUSE,
             doubts: false,
             no_quorum_since: None,
@@ -247,7 +250,7 @@ impl<'a, R: Rpc> Call<'a, R> {
     }
 
     fn request(&self, partition: PartitionId, remaining: Duration) -> (Request, Duration) {
-        let timeout = remaining.min(ATTEMPT_TIMEOUT);
+        let timeout = remaining.min(self.attempt_timeout);
         let forwarded = false;
         let consistency = self.client.consistency;
         let read = |query| Request::Read {
@@ -309,6 +312,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             }
             Err(RpcError::Lost(_)) => {
                 self.asked.silent.insert(node);
+                self.attempt_timeout *= 2;
                 self.lost(node, partition);
                 Next::Hop
             }

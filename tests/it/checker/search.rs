@@ -262,3 +262,33 @@ fn behind(cursor: Cursor, events: &Events) -> Cursor {
         Cursor::Open(number, before) => Cursor::Open(number + 1, before),
     }
 }
+
+/// The same by trying every order: what the search is measured against.
+#[cfg(test)]
+pub(super) fn tries_every_order(records: &[Record]) -> bool {
+    fn go(records: &[Record], done: &mut [bool], model: &Model) -> bool {
+        let undone = || (0..records.len()).filter(|index| !done[*index]);
+        let Some(first_return) = undone()
+            .filter_map(|index| records[index].returned.as_ref())
+            .map(|(at, _)| *at)
+            .min()
+        else {
+            return true;
+        };
+        let candidates: Vec<usize> = undone()
+            .filter(|index| records[*index].invoked < first_return)
+            .collect();
+        candidates.into_iter().any(|index| {
+            let record = &records[index];
+            let ret = record.returned.as_ref().map(|(_, ret)| ret);
+            let Some(after) = model.step(&record.op, ret) else {
+                return false;
+            };
+            done[index] = true;
+            let found = go(records, done, &after);
+            done[index] = false;
+            found
+        })
+    }
+    go(records, &mut vec![false; records.len()], &Model::default())
+}

@@ -221,6 +221,49 @@ fn planted_faults_are_found() {
     );
 }
 
+/// Every order of a few operations with answers drawn at random, most of them impossible.
+#[test]
+fn agrees_with_trying_every_order() {
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..20_000 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let recorder = Recorder::default();
+        let mut pending = Vec::new();
+        for client in 0..rng.random_range(2..6) {
+            let version = Version(rng.random_range(1..4));
+            let value = vec![b'0' + rng.random_range(0..2)];
+            let (op, ret) = match rng.random_range(0..6) {
+                0 => (Op::Get, Ret::Entry(None)),
+                1 => (Op::Get, Ret::Entry(Some((value, version)))),
+                2 => (Op::Put(value), Ret::Written(version)),
+                3 => (Op::Delete, Ret::Deleted(rng.random())),
+                4 => (
+                    Op::Swap(Some(version), value),
+                    Ret::Written(Version(version.0 + 1)),
+                ),
+                _ => (Op::Increment(1), Ret::Sum(rng.random_range(0..3))),
+            };
+            pending.push((recorder.invoke(client, b"k", op), ret));
+            while !pending.is_empty() && rng.random_bool(0.4) {
+                let (pending, ret) = pending.swap_remove(rng.random_range(0..pending.len()));
+                pending.ok(ret);
+            }
+        }
+        // What is still pending is open.
+        drop(pending);
+        let history = recorder.history();
+        let records = &history.keys[b"k".as_slice()];
+        let expected = super::search::tries_every_order(records);
+        assert_eq!(
+            super::search::is_linearizable(records, super::MAX_STEPS),
+            Some(expected),
+            "seed {seed}: {records:?}"
+        );
+        if expected { good += 1 } else { bad += 1 }
+    }
+    assert!(good > 2000 && bad > 2000, "{good} {bad}");
+}
+
 #[test]
 fn a_long_history_is_judged_quickly() {
     let mut play = Play::new(1, 26);
