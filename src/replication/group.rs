@@ -337,10 +337,6 @@ impl Group {
         self.doomed
     }
 
-    pub(super) fn is_initialised(&self) -> bool {
-        self.initialised
-    }
-
     pub(super) fn machine(&self) -> Option<&StateMachine> {
         self.initialised.then_some(&self.machine)
     }
@@ -1203,6 +1199,8 @@ impl Group {
         {
             return false;
         }
+        // What a replica said long ago is ignored by the core, whatever it was.
+        let old = message.term < raft.term;
         let rival = self.is_leader() && message.term == raft.term;
         match message.kind {
             RaftKind::Append => {
@@ -1219,11 +1217,11 @@ impl Group {
                     // A replica without state starts from a snapshot, never from the log's beginning.
                     && (self.initialised || message.index > 0)
             }
-            RaftKind::Heartbeat => !rival && message.commit <= last,
-            RaftKind::AppendResponse => message.reject || message.index <= last,
+            RaftKind::Heartbeat => !rival && (old || message.commit <= last),
+            RaftKind::AppendResponse => old || message.reject || message.index <= last,
             RaftKind::Vote | RaftKind::PreVote => self.initialised && message.log_term <= message.term,
-            RaftKind::TimeoutNow => raft.leader_id == from.0 && message.term == raft.term,
-            RaftKind::HeartbeatResponse | RaftKind::VoteResponse | RaftKind::PreVoteResponse => true,
+            RaftKind::TimeoutNow
+            | RaftKind::HeartbeatResponse | RaftKind::VoteResponse | RaftKind::PreVoteResponse => true,
         }
     }
 
@@ -1245,7 +1243,14 @@ impl Group {
                 }
                 self.settle(shared);
             }
-            RaftKind::VoteResponse | RaftKind::PreVoteResponse | RaftKind::TimeoutNow => self.settle(shared),
+            RaftKind::TimeoutNow => {
+                // Only the leader of this very term hands over.
+                if self.raw.raft.leader_id != from.0 || message.term != self.raw.raft.term {
+                    return true;
+                }
+                self.settle(shared);
+            }
+            RaftKind::VoteResponse | RaftKind::PreVoteResponse => self.settle(shared),
             RaftKind::Append | RaftKind::Heartbeat => {
                 if message.term >= self.raw.raft.term {
                     self.hear(shared);

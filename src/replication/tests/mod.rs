@@ -1,5 +1,6 @@
 //! The driver in a deterministic world.
 
+mod chaos;
 mod sim;
 
 use sim::{Sim, ms};

@@ -1,7 +1,7 @@
 //! A deterministic world for drivers: latency, loss, duplication, reordering, cuts, pauses, crashes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{DefaultHasher, Hash};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
