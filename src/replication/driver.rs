@@ -29,6 +29,7 @@ pub struct Driver {
     /// Groups that this turn has touched.
     touched: BTreeSet<PartitionId>,
     next_tick: Timestamp,
+    ticks: usize,
 }
 
 impl Driver {
@@ -42,6 +43,7 @@ impl Driver {
             destroyed: BTreeMap::new(),
             touched: BTreeSet::new(),
             next_tick,
+            ticks: 0,
         }
     }
 
@@ -326,8 +328,11 @@ impl Driver {
         if self.next_tick <= now {
             self.next_tick = now + self.shared.config.tick;
         }
+        let config = &self.shared.config;
+        self.ticks += 1;
+        let beat = self.ticks % config.ticks(config.heartbeat) == 0;
         for partition in self.groups.keys().copied().collect::<Vec<_>>() {
-            self.with(partition, Group::tick);
+            self.with(partition, |group, shared| group.tick(beat, shared));
         }
     }
 

@@ -274,14 +274,14 @@ impl Group {
         shared: &mut Shared,
     ) -> Made {
         let config = &shared.config;
-        let election_min = config.ticks(config.election_min);
-        let heartbeat = config.ticks(config.heartbeat);
+        let election_min = config.ticks(config.election_min).max(2);
         let core = raft::Config {
             id: id.0,
             election_tick: election_min,
             min_election_tick: election_min,
             max_election_tick: config.ticks(config.election_max).max(election_min + 1),
-            heartbeat_tick: heartbeat,
+            // The driver says when: all groups at once, so that their heartbeats share a frame.
+            heartbeat_tick: election_min - 1,
             applied: log.applied().0,
             max_size_per_msg: MAX_APPEND_BYTES,
             max_inflight_msgs: MAX_INFLIGHT_APPENDS,
@@ -992,9 +992,13 @@ impl Group {
 
     // ---- time ----
 
-    pub(super) fn tick(&mut self, shared: &mut Shared) {
+    /// Time has passed; `beat`: leaders say that they lead.
+    pub(super) fn tick(&mut self, beat: bool, shared: &mut Shared) {
         let now = shared.now;
         let leads = self.is_leader();
+        if beat {
+            self.raw.ping();
+        }
         if leads || now >= self.promise_until {
             // The core drew from its own source after a change of role; ours is the one that counts.
             self.raw.raft.set_randomized_election_timeout(self.election_ticks);
@@ -1181,7 +1185,7 @@ impl Group {
     }
 
     /// Whether the Raft core may see the message: it panics on what no correct replica says.
-    fn is_sane(&self, from: ReplicaId, message: &RaftMessage) -> bool {
+    fn is_sane(&self, message: &RaftMessage) -> bool {
         let raft = &self.raw.raft;
         let last = self.last_index();
         let numbers = [
@@ -1221,12 +1225,14 @@ impl Group {
             RaftKind::AppendResponse => old || message.reject || message.index <= last,
             RaftKind::Vote | RaftKind::PreVote => self.initialised && message.log_term <= message.term,
             RaftKind::TimeoutNow
-            | RaftKind::HeartbeatResponse | RaftKind::VoteResponse | RaftKind::PreVoteResponse => true,
+            | RaftKind::HeartbeatResponse
+            | RaftKind::VoteResponse
+            | RaftKind::PreVoteResponse => true,
         }
     }
 
     fn step(&mut self, from: ReplicaId, message: RaftMessage, shared: &mut Shared) -> bool {
-        if !self.is_sane(from, &message) {
+        if !self.is_sane(&message) {
             return false;
         }
         match message.kind {
@@ -1801,7 +1807,7 @@ impl Group {
 
     fn draw_election_timeout(&mut self, shared: &mut Shared) {
         let config = &shared.config;
-        let min = config.ticks(config.election_min);
+        let min = config.ticks(config.election_min).max(2);
         let max = config.ticks(config.election_max).max(min + 1);
         self.election_ticks = shared.rng.random_range(min..max);
     }
