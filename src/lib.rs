@@ -16,6 +16,7 @@
 pub mod codec;
 pub mod id;
 pub mod membership;
+pub mod net;
 pub mod replication;
 pub mod state_machine;
 pub mod time;
