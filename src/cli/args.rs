@@ -7,7 +7,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use super::chat::Chat;
@@ -16,6 +16,7 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::{Reach, Up};
+use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use super::{Command, Invocation, bench, inspect, kv, leave};
 
 const EXAMPLES: &str = "\
@@ -229,8 +230,8 @@ enum Sub {
 #[derive(Debug, Args)]
 struct Key {
     /// The key: 1 byte to 4 KiB
-    #[arg(value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    key: String,
+    #[arg(value_name = "KEY", value_parser = OsStringValueParser::new().try_map(parse_key))]
+    key: Bytes,
 }
 
 #[derive(Debug, Args)]
@@ -238,6 +239,18 @@ struct Value {
     /// The value, up to 1 MiB; `-` reads it from standard input
     #[arg(value_name = "VALUE", allow_hyphen_values = true)]
     value: OsString,
+}
+
+/// Bytes as they were typed; a type of its own, because clap gives `Vec` another meaning.
+#[derive(Debug, Clone)]
+struct Bytes(Vec<u8>);
+
+fn parse_key(text: OsString) -> Result<Bytes, String> {
+    match text.into_encoded_bytes() {
+        bytes if bytes.is_empty() => Err("a key has at least one byte".to_owned()),
+        bytes if bytes.len() > MAX_KEY_BYTES => Err(format!("a key has at most {MAX_KEY_BYTES} bytes")),
+        bytes => Ok(Bytes(bytes)),
+    }
 }
 
 /// How long a key stays; a type of its own, because clap gives `Option` another meaning.
@@ -360,16 +373,16 @@ fn command(sub: Sub) -> Result<Command, String> {
     Ok(match sub {
         Sub::Up(args) => Command::Up(up(args)?),
         Sub::Put { key, value, ttl } => Command::Put(kv::Put {
-            key: key.key.into_bytes(),
+            key: key.key.0,
             value: source(value),
             ttl,
         }),
         Sub::Get { key, stale } => Command::Get(kv::Get {
-            key: key.key.into_bytes(),
+            key: key.key.0,
             stale,
         }),
         Sub::Del { key } => Command::Del(kv::Del {
-            key: key.key.into_bytes(),
+            key: key.key.0,
         }),
         Sub::Cas {
             key,
@@ -378,17 +391,17 @@ fn command(sub: Sub) -> Result<Command, String> {
             absent: _,
             ttl,
         } => Command::Cas(kv::Cas {
-            key: key.key.into_bytes(),
+            key: key.key.0,
             value: source(value),
             expected: version.map_or(Expectation::Absent, Expectation::Version),
             ttl,
         }),
         Sub::Incr { key, by } => Command::Incr(kv::Incr {
-            key: key.key.into_bytes(),
+            key: key.key.0,
             by,
         }),
         Sub::Expire { key, ttl } => Command::Expire(kv::Expire {
-            key: key.key.into_bytes(),
+            key: key.key.0,
             ttl: ttl.0,
         }),
         Sub::Scan { prefix, limit, stale } => Command::Scan(kv::Scan {
@@ -397,13 +410,13 @@ fn command(sub: Sub) -> Result<Command, String> {
             stale,
         }),
         Sub::Watch { key, count } => Command::Watch(kv::Watch {
-            key: key.key.into_bytes(),
+            key: key.key.0,
             count,
         }),
         Sub::Members => Command::Members,
         Sub::Ring => Command::Ring,
         Sub::Where { key } => Command::Where(inspect::Where {
-            key: key.key.into_bytes(),
+            key: key.key.0,
         }),
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
@@ -453,10 +466,10 @@ fn bench_plan(args: &BenchArgs) -> Result<bench::Bench, String> {
         OperationName::Get => bench::Mix::Get,
         OperationName::Mixed => bench::Mix::Mixed,
     };
-    if args.value_size > crate::state_machine::MAX_VALUE_BYTES {
+    if args.value_size > MAX_VALUE_BYTES {
         return Err(format!(
             "--value-size may be at most {} bytes",
-            crate::state_machine::MAX_VALUE_BYTES
+            MAX_VALUE_BYTES
         ));
     }
     let under_way = args.clients.get().saturating_mul(args.pipeline.get());
