@@ -4,7 +4,8 @@
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "statistics of small numbers"
+    clippy::print_stdout,
+    reason = "statistics of small numbers, which the test prints"
 )]
 
 use proptest::prelude::*;

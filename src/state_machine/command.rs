@@ -93,13 +93,26 @@ pub enum Operation {
     /// Nothing but the passing of time: what is due expires. Proposed by the leader.
     Advance,
     /// Take no more writes because this swarm is about to dissolve into another; accepted only while the
-    /// partition holds no key. Answered by [`Reply::Sealed`] or [`Reply::NotEmpty`].
+    /// partition holds no key and remembers no session. A seal of another attempt is taken over.
+    /// Answered by [`Reply::Sealed`], [`Reply::NotEmpty`], or [`Reply::Dissolved`] if it is too late.
     Seal {
         /// The swarm that remains.
         into: SwarmId,
+        /// Whose seal it is: random, drawn for each attempt to dissolve the swarm.
+        attempt: u128,
     },
-    /// Take writes again: the swarm does not dissolve after all. Answered by [`Reply::Unsealed`].
-    Unseal,
+    /// Take writes again, if the seal is still this attempt's. Answered by [`Reply::Unsealed`].
+    Unseal {
+        /// Whose seal to break.
+        attempt: u128,
+    },
+    /// Never take writes again, if the seal is still this attempt's. All partitions of the swarm are sealed by
+    /// the attempt; applying this to the first of them is the moment at which the swarm has dissolved.
+    /// Answered by [`Reply::Dissolved`], or [`Reply::Unsealed`] if the seal was broken or taken over.
+    Dissolve {
+        /// Whose seal it must be.
+        attempt: u128,
+    },
 }
 
 impl Operation {
@@ -111,8 +124,13 @@ impl Operation {
             | Self::CompareAndSwap { key, .. }
             | Self::Increment { key, .. }
             | Self::Expire { key, .. } => Some(key),
-            Self::Advance | Self::Seal { .. } | Self::Unseal => None,
+            Self::Advance | Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. } => None,
         }
+    }
+
+    /// Whether this is about the partition as a whole, and asked for by a node on behalf of its swarm.
+    pub fn is_administrative(&self) -> bool {
+        matches!(self, Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. })
     }
 
     /// Whether the operation is within the limits; to be asked before it is sent and before it is proposed.
@@ -216,10 +234,15 @@ pub enum Reply {
         /// The swarm that remains.
         into: SwarmId,
     },
-    /// `Seal` was refused: the partition holds keys.
+    /// `Seal` was refused: the partition holds keys, or did lately.
     NotEmpty,
-    /// The partition takes writes.
+    /// The partition is not sealed by this attempt (any more).
     Unsealed,
+    /// The partition is sealed for good.
+    Dissolved {
+        /// The swarm that remains.
+        into: SwarmId,
+    },
     /// The leader's own command was applied.
     Advanced,
 }

@@ -26,6 +26,8 @@ pub use session::{
     MAX_DEADLINE, MAX_REMEMBERED, MAX_REMEMBERED_IN_ALL, MAX_SESSIONS, SESSION_GUARD, SESSION_TTL,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::codec::DecodeError;
 use crate::id::{SwarmId, Version};
 use kv::{Keys, Slot};
@@ -37,8 +39,19 @@ pub struct StateMachine {
     time: PartitionTime,
     keys: Keys,
     sessions: Sessions,
-    // Invariant: sealed.is_some() implies that there are no keys.
-    sealed: Option<SwarmId>,
+    // Invariant: sealed.is_some() implies that there are no keys and no sessions.
+    sealed: Option<Seal>,
+}
+
+/// A partition that takes no writes because its swarm dissolves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Seal {
+    /// The swarm that remains.
+    into: SwarmId,
+    /// Whose seal it is.
+    attempt: u128,
+    /// Whether it is for good.
+    dissolved: bool,
 }
 
 impl StateMachine {
@@ -50,6 +63,12 @@ impl StateMachine {
         self.time = self.time.max(command.time);
         self.keys.expire(self.time);
         self.sessions.expire(self.time);
+        if let Some(Seal { into, .. }) = self.sealed
+            && command.operation.key().is_some()
+        {
+            // It has not happened, and is not remembered: its retry may happen, once the seal is broken.
+            return Reply::Sealed { into };
+        }
         let Some(origin) = command.origin else {
             return self.execute(Version(index), command.operation);
         };
@@ -57,19 +76,11 @@ impl StateMachine {
             return answer;
         }
         let reply = self.execute(Version(index), command.operation);
-        // A write that met a seal has not happened: its retry may, once the seal is broken.
-        if !matches!(reply, Reply::Sealed { .. }) {
-            self.sessions.remember(origin, reply.clone());
-        }
+        self.sessions.remember(origin, reply.clone());
         reply
     }
 
     fn execute(&mut self, version: Version, operation: Operation) -> Reply {
-        if let Some(into) = self.sealed
-            && operation.key().is_some()
-        {
-            return Reply::Sealed { into };
-        }
         match operation {
             Operation::Put { key, value, ttl_ms } => self.set(key, value, version, ttl_ms),
             Operation::Delete { key } => Reply::Deleted {
@@ -97,19 +108,37 @@ impl StateMachine {
                 None => Reply::NotFound,
             },
             Operation::Advance => Reply::Advanced,
-            Operation::Seal { into } => {
-                if !self.is_empty() {
-                    return Reply::NotEmpty;
+            Operation::Seal { into, attempt } => self.seal(into, attempt),
+            Operation::Unseal { attempt } => {
+                if self.sealed_by(attempt).is_some_and(|seal| !seal.dissolved) {
+                    self.sealed = None;
                 }
-                // The first seal holds until it is broken: two swarms cannot both take this one in.
-                let into = *self.sealed.get_or_insert(into);
-                Reply::Sealed { into }
-            }
-            Operation::Unseal => {
-                self.sealed = None;
                 Reply::Unsealed
             }
+            Operation::Dissolve { attempt } => match self.sealed_by(attempt) {
+                Some(seal) => {
+                    seal.dissolved = true;
+                    Reply::Dissolved { into: seal.into }
+                }
+                None => Reply::Unsealed,
+            },
         }
+    }
+
+    fn seal(&mut self, into: SwarmId, attempt: u128) -> Reply {
+        match self.sealed {
+            Some(seal) if seal.dissolved => Reply::Dissolved { into: seal.into },
+            // Whoever wrote lately may retry; its answers must not be forgotten with the swarm.
+            _ if !self.is_empty() || self.sessions.len() > 0 => Reply::NotEmpty,
+            _ => {
+                self.sealed = Some(Seal { into, attempt, dissolved: false });
+                Reply::Sealed { into }
+            }
+        }
+    }
+
+    fn sealed_by(&mut self, attempt: u128) -> Option<&mut Seal> {
+        self.sealed.as_mut().filter(|seal| seal.attempt == attempt)
     }
 
     fn set(&mut self, key: Vec<u8>, value: Vec<u8>, version: Version, ttl_ms: Option<u64>) -> Reply {
@@ -173,7 +202,7 @@ impl StateMachine {
 
     /// The swarm into which this one dissolves, if the partition is sealed.
     pub fn sealed(&self) -> Option<SwarmId> {
-        self.sealed
+        self.sealed.map(|seal| seal.into)
     }
 
     /// Number of keys held.

@@ -11,11 +11,11 @@ use bincode::error::DecodeError as Malformed;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
-use super::StateMachine;
+use super::{Seal, StateMachine};
 use super::command::{PartitionTime, Reply};
 use super::kv::Slot;
 use crate::codec::DecodeError;
-use crate::id::{SessionId, SwarmId, Version};
+use crate::id::{SessionId, Version};
 
 /// First byte of every snapshot.
 const FORMAT: u8 = 1;
@@ -30,7 +30,7 @@ enum Record<'a> {
     /// The first and only the first.
     Header {
         time: PartitionTime,
-        sealed: Option<SwarmId>,
+        sealed: Option<Seal>,
         keys: u64,
         sessions: u64,
     },

@@ -251,25 +251,45 @@ fn what_is_no_integer_or_does_not_fit_is_left_alone() {
 }
 
 #[test]
+fn only_the_attempt_that_holds_the_seal_breaks_or_keeps_it() {
+    let into = SwarmId(1);
+    let seal = |attempt| Operation::Seal { into, attempt };
+    let mut partition = Partition::default();
+    partition.run(seal(1));
+    // Another attempt takes over; the first can neither finish nor undo it.
+    assert_eq!(partition.run(seal(2)), Reply::Sealed { into });
+    assert_eq!(partition.run(Operation::Dissolve { attempt: 1 }), Reply::Unsealed);
+    partition.run(Operation::Unseal { attempt: 1 });
+    assert_eq!(partition.state.sealed(), Some(into));
+    // Once dissolved it stays so.
+    assert_eq!(partition.run(Operation::Dissolve { attempt: 2 }), Reply::Dissolved { into });
+    assert_eq!(partition.run(seal(3)), Reply::Dissolved { into });
+    partition.run(Operation::Unseal { attempt: 2 });
+    assert_eq!(partition.state.sealed(), Some(into));
+}
+
+#[test]
+fn a_partition_that_remembers_a_session_is_not_sealed() {
+    let mut partition = Partition::default();
+    partition.apply(origin(1, 0, 0), put("k", "v", None));
+    partition.run(Operation::Delete { key: "k".into() });
+    assert_eq!(partition.run(Operation::Seal { into: SwarmId(1), attempt: 1 }), Reply::NotEmpty);
+}
+
+#[test]
 fn a_sealed_partition_takes_no_write_until_it_is_unsealed() {
-    let (one, other) = (SwarmId(1), SwarmId(2));
+    let into = SwarmId(1);
+    let seal = |attempt| Operation::Seal { into, attempt };
     let mut partition = Partition::default();
     partition.run(put("k", "v", None));
-    assert_eq!(partition.run(Operation::Seal { into: one }), Reply::NotEmpty);
+    assert_eq!(partition.run(seal(1)), Reply::NotEmpty);
     partition.run(Operation::Delete { key: "k".into() });
-    assert_eq!(
-        partition.run(Operation::Seal { into: one }),
-        Reply::Sealed { into: one }
-    );
-    assert_eq!(
-        partition.run(Operation::Seal { into: other }),
-        Reply::Sealed { into: one }
-    );
+    assert_eq!(partition.run(seal(1)), Reply::Sealed { into });
     let write = |partition: &mut Partition| partition.apply(origin(1, 0, 0), increment("n", 1));
-    assert_eq!(write(&mut partition), Reply::Sealed { into: one });
-    assert_eq!(partition.state.sealed(), Some(one));
+    assert_eq!(write(&mut partition), Reply::Sealed { into });
+    assert_eq!(partition.state.sealed(), Some(into));
     assert!(partition.state.is_empty());
-    assert_eq!(partition.run(Operation::Unseal), Reply::Unsealed);
+    assert_eq!(partition.run(Operation::Unseal { attempt: 1 }), Reply::Unsealed);
     // The same write, tried again, happens now and only once.
     assert!(matches!(
         write(&mut partition),
@@ -387,7 +407,10 @@ impl Model {
                 Some((_, value, ..)) => (value, due(ttl_ms), Reply::Written { version }),
                 None => return Reply::NotFound,
             },
-            Operation::Advance | Operation::Seal { .. } | Operation::Unseal => unreachable!(),
+            Operation::Advance
+            | Operation::Seal { .. }
+            | Operation::Unseal { .. }
+            | Operation::Dissolve { .. } => unreachable!(),
         };
         self.keys.retain(|(found, ..)| found != key);
         self.keys.push((key.to_vec(), value, index, due));

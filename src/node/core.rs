@@ -1,0 +1,486 @@
+//! The whole node without I/O: links, messages, requests and time go in; messages, responses and events come out.
+//!
+//! [`Core`] holds what is known of the peers it is linked with and the stage that the node is in: searching
+//! for a swarm ([`Founding`]), serving in one ([`Swarm`]), or gone. The task that drives it (`runtime`) and the
+//! simulator feed it the same way: any of the input methods, then [`Core::poll_output`] until `None`, and
+//! [`Core::handle_deadline`] at [`Core::next_deadline`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+
+use super::event::NodeEvent;
+use super::founding::{Decision, Founding};
+use super::swarm::Swarm;
+use crate::id::{NodeId, SwarmId};
+use crate::ring::PartitionCount;
+use crate::time::Timestamp;
+use crate::wire::{Hello, Message, NodeStatus, PartitionStatus, Refusal, Request, Response, SwarmState};
+
+/// Least time between two attempts to dissolve this swarm into another.
+const MERGE_RETRY: Duration = Duration::from_secs(5);
+
+/// Most dissolved swarms remembered.
+const MAX_DISSOLVED: usize = 64;
+
+/// What a node must know to begin.
+#[derive(Debug, Clone)]
+pub(super) struct CoreConfig {
+    /// Name of the swarm.
+    pub(super) name: String,
+    /// Number of partitions, should this node found.
+    pub(super) partitions: PartitionCount,
+    /// Replicas of each partition.
+    pub(super) replicas: usize,
+    /// This node's share of the ring relative to others.
+    pub(super) weight: u32,
+    /// Told to join: never found.
+    pub(super) joining: bool,
+    /// How long to look for a swarm before founding one.
+    pub(super) discovery_window: Duration,
+    /// How long a dead member keeps its place on the ring.
+    pub(super) replace_after: Duration,
+    /// Where this node listens.
+    pub(super) addresses: Vec<String>,
+    /// The string that lets others join.
+    pub(super) ticket: String,
+}
+
+/// What the edge must do.
+#[derive(Debug)]
+pub(super) enum Output {
+    /// Send a message over the link to a peer; it may be lost.
+    Send { to: NodeId, message: Message },
+    /// Answer a request.
+    Respond { tag: u64, response: Response },
+    /// Pass a request on, and answer with what comes back.
+    Forward { tag: u64, to: NodeId, request: Request },
+    /// Keep a link to this member.
+    Keep { node: NodeId, addresses: Vec<String> },
+    /// No more links to this node.
+    Forget { node: NodeId },
+    /// Tell whoever runs the node.
+    Event(NodeEvent),
+    /// Try to dissolve this swarm into another; report with [`Core::merged`].
+    Merge { from: SwarmId, into: SwarmId, attempt: u128 },
+    /// This node has left its swarm; nothing more will come.
+    Left,
+}
+
+/// A linked peer.
+#[derive(Debug)]
+struct Peer {
+    /// Whether it is a node; visitors only ask.
+    member: bool,
+    hello: Option<Hello>,
+}
+
+/// Where the node stands.
+#[derive(Debug)]
+enum Stage {
+    Searching(Founding),
+    Serving(Box<Swarm>),
+    Left,
+}
+
+/// A node without I/O.
+#[derive(Debug)]
+pub(super) struct Core {
+    me: NodeId,
+    config: CoreConfig,
+    rng: StdRng,
+    started: Timestamp,
+    peers: BTreeMap<NodeId, Peer>,
+    stage: Stage,
+    /// Whether the swarm is not known to hold a key; see `merge`.
+    empty: bool,
+    next_merge: Timestamp,
+    /// Swarms of our name that hold data as ours does, of which the user was told.
+    told_apart: BTreeSet<SwarmId>,
+    /// Swarms that this node was a member of and that dissolved, and into which: never joined again.
+    dissolved: BTreeMap<SwarmId, SwarmId>,
+    outputs: VecDeque<Output>,
+}
+
+impl Core {
+    pub(super) fn new(me: NodeId, config: CoreConfig, seed: u64, now: Timestamp) -> Self {
+        let founding = Founding::new(me, config.joining, config.discovery_window, now);
+        let mut core = Self {
+            me,
+            config,
+            rng: StdRng::seed_from_u64(seed),
+            started: now,
+            peers: BTreeMap::new(),
+            stage: Stage::Searching(founding),
+            empty: true,
+            next_merge: now,
+            told_apart: BTreeSet::new(),
+            dissolved: BTreeMap::new(),
+            outputs: VecDeque::new(),
+        };
+        core.outputs.push_back(Output::Event(NodeEvent::Looking));
+        core
+    }
+
+    // -- inputs --
+
+    /// A link to a peer is up.
+    pub(super) fn link_up(&mut self, node: NodeId, member: bool, now: Timestamp) {
+        self.peers.insert(node, Peer { member, hello: None });
+        if !member {
+            return;
+        }
+        if let Stage::Searching(founding) = &mut self.stage {
+            founding.peer_up(node, now);
+        }
+        let hello = Message::Hello(self.hello());
+        self.outputs.push_back(Output::Send { to: node, message: hello });
+    }
+
+    /// The link to a peer is gone.
+    pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
+        let Some(peer) = self.peers.remove(&node) else { return };
+        match &mut self.stage {
+            Stage::Searching(founding) => founding.peer_down(node),
+            Stage::Serving(swarm) if peer.member => swarm.link_down(node, now),
+            Stage::Serving(_) | Stage::Left => {}
+        }
+    }
+
+    /// A message from a linked peer. What is not for this node's swarm, or not from a member, is dropped.
+    pub(super) fn message(&mut self, from: NodeId, message: Message, now: Timestamp) {
+        let Some(peer) = self.peers.get(&from) else { return };
+        if !peer.member {
+            return;
+        }
+        let their_swarm = peer.hello.as_ref().and_then(Hello::swarm);
+        let message = match message {
+            Message::Hello(hello) => return self.hello_from(from, hello, now),
+            Message::Dissolved { from, into } if Some(from) == self.swarm_id() => {
+                return self.dissolve(into, now);
+            }
+            message => message,
+        };
+        let Stage::Serving(swarm) = &mut self.stage else { return };
+        if their_swarm != Some(swarm.id()) {
+            return;
+        }
+        match message {
+            Message::Gossip { swarm: id, bytes } if id == swarm.id() => swarm.gossip(from, &bytes, now),
+            Message::Groups { swarm: id, messages } if id == swarm.id() => swarm.groups(from, messages, now),
+            Message::Leading { swarm: id, leads } if id == swarm.id() => swarm.leading(from, &leads),
+            _ => {}
+        }
+    }
+
+    /// A request; the response comes as [`Output::Respond`] (or [`Output::Forward`]) with the same tag.
+    pub(super) fn request(&mut self, tag: u64, request: Request, now: Timestamp) {
+        let response = match request {
+            Request::Status => Response::Status(Box::new(self.status(now))),
+            Request::Ticket => Response::Ticket(self.config.ticket.clone()),
+            Request::Leave => {
+                self.leave(now);
+                Response::Leaving
+            }
+            request => match &mut self.stage {
+                Stage::Serving(swarm) => {
+                    swarm.request(tag, request, now);
+                    return;
+                }
+                Stage::Searching(_) | Stage::Left => Response::Refused(Refusal::NotServing),
+            },
+        };
+        self.outputs.push_back(Output::Respond { tag, response });
+    }
+
+    /// Nobody waits for the response to this request any more.
+    pub(super) fn cancel(&mut self, tag: u64) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.cancel(tag);
+        }
+    }
+
+    /// Hand everything over and leave; [`Output::Left`] tells when that is done.
+    pub(super) fn leave(&mut self, now: Timestamp) {
+        match &mut self.stage {
+            Stage::Serving(swarm) => swarm.leave(now),
+            Stage::Searching(_) => self.left(),
+            Stage::Left => {}
+        }
+    }
+
+    /// Hand over all leaderships, because this node is about to stop.
+    pub(super) fn hand_over(&mut self, now: Timestamp) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.hand_over(now);
+        }
+    }
+
+    /// Where this node listens has changed.
+    pub(super) fn set_addresses(&mut self, addresses: Vec<String>, ticket: String, now: Timestamp) {
+        self.config.ticket = ticket;
+        if self.config.addresses == addresses {
+            return;
+        }
+        self.config.addresses.clone_from(&addresses);
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.set_addresses(addresses, now);
+        }
+        self.say_hello();
+    }
+
+    /// How the attempt to dissolve this swarm ended: `true`, every partition is sealed for good.
+    pub(super) fn merged(&mut self, from: SwarmId, into: SwarmId, sealed: bool, now: Timestamp) {
+        if self.swarm_id() != Some(from) {
+            return;
+        }
+        if sealed {
+            for node in self.fellows(from) {
+                self.outputs
+                    .push_back(Output::Send { to: node, message: Message::Dissolved { from, into } });
+            }
+            self.dissolve(into, now);
+        } else {
+            self.next_merge = now + MERGE_RETRY;
+        }
+    }
+
+    /// The swarm is known to hold keys: others of its name give way to it, not it to them.
+    pub(super) fn holds_data(&mut self) {
+        if std::mem::replace(&mut self.empty, false) {
+            self.say_hello();
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn handle_deadline(&mut self, now: Timestamp) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.handle_deadline(now);
+        }
+    }
+
+    // -- outputs --
+
+    /// When [`Core::handle_deadline`] is due.
+    pub(super) fn next_deadline(&self, now: Timestamp) -> Timestamp {
+        match &self.stage {
+            Stage::Searching(founding) => match founding.decide(now) {
+                Decision::Wait(until) => until,
+                Decision::Found | Decision::Join { .. } => now,
+            },
+            Stage::Serving(swarm) => {
+                let merge = if self.other_swarm().is_some() { self.next_merge } else { Timestamp::NEVER };
+                swarm.next_deadline().min(merge)
+            }
+            Stage::Left => Timestamp::NEVER,
+        }
+    }
+
+    /// What to do next; `None`: wait for an input.
+    pub(super) fn poll_output(&mut self, now: Timestamp) -> Option<Output> {
+        if self.outputs.is_empty() {
+            self.advance(now);
+        }
+        self.outputs.pop_front()
+    }
+
+    /// The swarm, once there is one.
+    pub(super) fn swarm_id(&self) -> Option<SwarmId> {
+        match &self.stage {
+            Stage::Serving(swarm) => Some(swarm.id()),
+            Stage::Searching(_) | Stage::Left => None,
+        }
+    }
+
+    /// The replicas that this node holds.
+    pub(super) fn replicas(&self) -> Vec<PartitionStatus> {
+        match &self.stage {
+            Stage::Serving(swarm) => swarm.status(),
+            Stage::Searching(_) | Stage::Left => Vec::new(),
+        }
+    }
+
+    // -- inside --
+
+    fn advance(&mut self, now: Timestamp) {
+        match &mut self.stage {
+            Stage::Searching(founding) => match founding.decide(now) {
+                Decision::Wait(_) => {}
+                Decision::Found => self.found(now),
+                Decision::Join { swarm, partitions } => self.join(swarm, partitions, now),
+            },
+            Stage::Serving(swarm) => {
+                let left = swarm.poll(&mut self.outputs, now);
+                if left {
+                    self.left();
+                } else {
+                    self.consider_merge(now);
+                }
+            }
+            Stage::Left => {}
+        }
+    }
+
+    fn found(&mut self, now: Timestamp) {
+        let id = SwarmId(self.rng.random());
+        let mut swarm = self.new_swarm(id, self.config.partitions, now);
+        swarm.found(now);
+        self.outputs.push_back(Output::Event(NodeEvent::Founded(id)));
+        self.serve(swarm, now);
+    }
+
+    fn join(&mut self, id: SwarmId, partitions: PartitionCount, now: Timestamp) {
+        let swarm = self.new_swarm(id, partitions, now);
+        self.outputs.push_back(Output::Event(NodeEvent::Joined(id)));
+        self.serve(swarm, now);
+    }
+
+    fn new_swarm(&mut self, id: SwarmId, partitions: PartitionCount, now: Timestamp) -> Box<Swarm> {
+        Box::new(Swarm::new(self.me, id, partitions, &self.config, self.rng.next_u64(), now))
+    }
+
+    fn serve(&mut self, swarm: Box<Swarm>, now: Timestamp) {
+        let id = swarm.id();
+        self.stage = Stage::Serving(swarm);
+        self.empty = true;
+        self.say_hello();
+        let fellows = self.fellows(id);
+        if let Stage::Serving(swarm) = &mut self.stage {
+            for node in fellows {
+                swarm.link_up(node, now);
+            }
+        }
+    }
+
+    fn hello_from(&mut self, from: NodeId, hello: Hello, now: Timestamp) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let before = peer.hello.as_ref().and_then(Hello::swarm);
+        let after = hello.swarm();
+        if let Some((old, into)) = after.and_then(|swarm| self.dissolved.get_key_value(&swarm)) {
+            let message = Message::Dissolved { from: *old, into: *into };
+            self.outputs.push_back(Output::Send { to: from, message });
+            return;
+        }
+        peer.hello = Some(hello.clone());
+        match &mut self.stage {
+            Stage::Searching(founding) => founding.hello(from, hello, now),
+            Stage::Serving(swarm) if before != after => {
+                if after == Some(swarm.id()) {
+                    swarm.link_up(from, now);
+                } else if before == Some(swarm.id()) {
+                    swarm.link_down(from, now);
+                }
+            }
+            Stage::Serving(_) | Stage::Left => {}
+        }
+    }
+
+    /// A linked swarm of the same name that is not ours, and whether it is not known to hold keys.
+    fn other_swarm(&self) -> Option<(SwarmId, bool)> {
+        let ours = self.swarm_id()?;
+        self.peers
+            .values()
+            .filter_map(|peer| peer.hello.as_ref())
+            .filter_map(|hello| hello.swarm().map(|swarm| (hello.empty, swarm)))
+            .filter(|(_, swarm)| *swarm != ours)
+            .min()
+            .map(|(empty, swarm)| (swarm, empty))
+    }
+
+    /// Of two swarms of one name the one that holds nothing gives way, and of two empty ones the larger id.
+    fn consider_merge(&mut self, now: Timestamp) {
+        let (Some(ours), Some((theirs, their_empty))) = (self.swarm_id(), self.other_swarm()) else { return };
+        if !self.empty && !their_empty {
+            if self.told_apart.insert(theirs) {
+                self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
+            }
+            self.next_merge = Timestamp::NEVER;
+            return;
+        }
+        let ours_gives_way = self.empty && (!their_empty || ours > theirs);
+        if !ours_gives_way || now < self.next_merge {
+            self.next_merge = self.next_merge.max(now + MERGE_RETRY);
+            return;
+        }
+        self.next_merge = now + MERGE_RETRY * 4;
+        let attempt = self.rng.random();
+        self.outputs.push_back(Output::Merge { from: ours, into: theirs, attempt });
+    }
+
+    fn dissolve(&mut self, into: SwarmId, now: Timestamp) {
+        let Some(from) = self.swarm_id() else { return };
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.dissolve(&mut self.outputs, now);
+        }
+        self.outputs.push_back(Output::Event(NodeEvent::Dissolved { from, into }));
+        if self.dissolved.len() >= MAX_DISSOLVED {
+            self.dissolved.pop_first();
+        }
+        self.dissolved.insert(from, into);
+        let mut founding = Founding::new(self.me, self.config.joining, self.config.discovery_window, now);
+        for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.member) {
+            founding.peer_up(*node, now);
+            // Its fellows will dissolve as well and say so; until then the old swarm must not be joined again.
+            peer.hello.take_if(|hello| hello.swarm() == Some(from));
+            if let Some(hello) = &peer.hello {
+                founding.hello(*node, hello.clone(), now);
+            }
+        }
+        self.stage = Stage::Searching(founding);
+        self.empty = true;
+        self.next_merge = now;
+        self.say_hello();
+    }
+
+    fn left(&mut self) {
+        self.stage = Stage::Left;
+        self.outputs.push_back(Output::Event(NodeEvent::Left));
+        self.outputs.push_back(Output::Left);
+    }
+
+    fn hello(&self) -> Hello {
+        let state = match &self.stage {
+            Stage::Searching(_) | Stage::Left => SwarmState::Unfounded { joining: self.config.joining },
+            Stage::Serving(swarm) => {
+                SwarmState::Founded { swarm: swarm.id(), partitions: swarm.partitions() }
+            }
+        };
+        Hello { state, addresses: self.config.addresses.clone(), empty: self.empty }
+    }
+
+    fn say_hello(&mut self) {
+        let hello = self.hello();
+        for (node, _) in self.peers.iter().filter(|(_, peer)| peer.member) {
+            self.outputs.push_back(Output::Send { to: *node, message: Message::Hello(hello.clone()) });
+        }
+    }
+
+    /// The linked members of a swarm.
+    fn fellows(&self, swarm: SwarmId) -> Vec<NodeId> {
+        self.peers
+            .iter()
+            .filter(|(_, peer)| peer.hello.as_ref().and_then(Hello::swarm) == Some(swarm))
+            .map(|(node, _)| *node)
+            .collect()
+    }
+
+    fn status(&self, now: Timestamp) -> NodeStatus {
+        NodeStatus {
+            node: self.me,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: self.config.name.clone(),
+            state: self.hello().state,
+            addresses: self.config.addresses.clone(),
+            uptime_ms: u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX),
+            links: self.peers.iter().filter(|(_, peer)| peer.member).map(|(node, _)| *node).collect(),
+            leaving: match &self.stage {
+                Stage::Serving(swarm) => swarm.is_leaving(),
+                Stage::Searching(_) => false,
+                Stage::Left => true,
+            },
+            replicas: self.replicas(),
+        }
+    }
+}

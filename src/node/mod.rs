@@ -1,0 +1,208 @@
+//! A running node: everything below, assembled.
+//!
+//! [`Core`](core::Core) is the whole node without I/O; [`runtime`] drives it with links, a clock and randomness;
+//! [`builder`] makes both from what the user says, with the help of the machine's runtime directory
+//! ([`rendezvous`]). Inside the core: [`founding`] finds or makes the swarm, [`swarm`] is the part in it, and
+//! [`reconcile`] moves replicas to where the ring wants them; [`merge`] dissolves an empty swarm into another.
+
+mod builder;
+mod clock;
+mod core;
+mod event;
+mod founding;
+mod merge;
+mod reconcile;
+mod rendezvous;
+mod rpc;
+mod runtime;
+mod swarm;
+#[cfg(test)]
+mod tests;
+mod visitor;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinSet;
+
+pub use builder::{
+    DEFAULT_PARTITIONS, DEFAULT_SWARM, MAX_SWARM_NAME_BYTES, NodeBuilder, REPLICAS, Reach, StartError,
+};
+pub use event::{MemberChange, NodeEvent};
+pub use rpc::NodeRpc;
+pub use visitor::{ConnectError, Visitor, VisitorBuilder};
+
+use crate::client::Client;
+use crate::id::{NodeId, SwarmId};
+use crate::net::Secret;
+use rendezvous::{FoundingLock, Registration, Rendezvous};
+use runtime::{Input, Runtime, Shared};
+
+/// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
+const LOOKING_LIMIT: Duration = Duration::from_secs(10);
+/// How long leaderships are given to reach other nodes when a node stops.
+const HAND_OVER_TIME: Duration = Duration::from_millis(100);
+
+/// A member of a swarm, running in this process.
+///
+/// Made by [`Node::builder`]; ends with [`Node::leave`] (hands everything over first), [`Node::stop`], or, as a
+/// crash would, when dropped. State is in memory: what a node holds goes with it, and lives on in the other
+/// replicas.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use roundtable::node::Node;
+///
+/// let node = Node::builder().start().await?;
+/// node.ready().await;
+/// node.client().put("greeting", "hello").await?;
+/// node.leave().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Node {
+    rpc: NodeRpc,
+    shared: Arc<Shared>,
+    swarm: String,
+    secret: Option<Secret>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What a node is made of.
+struct Parts {
+    rpc: NodeRpc,
+    shared: Arc<Shared>,
+    swarm: String,
+    secret: Option<Secret>,
+    runtime: Runtime,
+}
+
+impl Node {
+    /// Begins to describe a node; everything has a default.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    fn assemble(parts: Parts) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(parts.runtime.run());
+        Self {
+            rpc: parts.rpc,
+            shared: parts.shared,
+            swarm: parts.swarm,
+            secret: parts.secret,
+            tasks: Mutex::new(tasks),
+        }
+    }
+
+    /// Lets the other processes of this user find the node as long as it runs, and go on with their own search
+    /// as soon as it has a swarm.
+    fn keep_registered(&self, rendezvous: Option<Rendezvous>, lock: Option<FoundingLock>) {
+        let Some(rendezvous) = rendezvous else { return };
+        let registration = Registration {
+            swarm: self.swarm.clone(),
+            node: self.id().to_string(),
+            addresses: self.addresses(),
+            secret: self.secret.as_ref().map(Secret::to_text),
+        };
+        let registered = rendezvous
+            .register(&registration)
+            .inspect_err(|error| tracing::warn!(%error, "local commands will not find this node"));
+        let mut swarm = self.shared.swarm.subscribe();
+        let stop = self.shared.stop.clone();
+        self.tasks().spawn(async move {
+            let found = swarm.wait_for(Option::is_some);
+            drop(tokio::time::timeout(LOOKING_LIMIT, found).await);
+            drop(lock);
+            stop.cancelled().await;
+            drop(registered);
+        });
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> NodeId {
+        self.rpc.me
+    }
+
+    /// Name of its swarm.
+    pub fn swarm_name(&self) -> &str {
+        &self.swarm
+    }
+
+    /// Its swarm, once it has one.
+    pub fn swarm(&self) -> Option<SwarmId> {
+        *self.shared.swarm.borrow()
+    }
+
+    /// Where it listens, as multiaddresses.
+    pub fn addresses(&self) -> Vec<String> {
+        self.rpc.net.listen_addresses()
+    }
+
+    /// The string that lets other machines join (`roundtable up --join ...`). It contains the swarm's secret.
+    pub fn ticket(&self) -> String {
+        builder::make_ticket(&self.swarm, self.secret.as_ref(), &self.addresses())
+    }
+
+    /// A client of the swarm that this node is a member of. Cheap; every clone of it is the same session.
+    pub fn client(&self) -> Client<NodeRpc> {
+        Client::new(self.rpc.clone())
+    }
+
+    /// What happens to the node and its swarm from now on. A listener that is too slow misses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<NodeEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Waits until the node has a swarm: at once, within the discovery window, or, for a node that was told to
+    /// join, as long as it takes.
+    pub async fn ready(&self) -> SwarmId {
+        let mut swarm = self.shared.swarm.subscribe();
+        loop {
+            if let Some(id) = *swarm.borrow_and_update() {
+                return id;
+            }
+            if swarm.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until the node has left its swarm, because it was told to: by [`Node::leave`], or by a client.
+    pub async fn left(&self) {
+        self.shared.left.cancelled().await;
+    }
+
+    /// Hands over everything that the node holds, leaves the swarm and stops. Takes as long as it takes; events
+    /// tell the progress. With nobody to hand over to, what it held is gone.
+    pub async fn leave(&self) {
+        if self.rpc.inputs.send(Input::Leave).await.is_ok() {
+            self.left().await;
+        }
+        self.end().await;
+    }
+
+    /// Hands over leaderships and stops, without handing over what the node holds: the others go on from their
+    /// replicas. With fewer than three members data may be lost.
+    pub async fn stop(&self) {
+        let (done, handed_over) = oneshot::channel();
+        if self.rpc.inputs.send(Input::HandOver(done)).await.is_ok() && handed_over.await.is_ok() {
+            tokio::time::sleep(HAND_OVER_TIME).await;
+        }
+        self.end().await;
+    }
+
+    async fn end(&self) {
+        // First the links, so that what is queued on them still goes out.
+        self.rpc.net.shutdown().await;
+        self.shared.stop.cancel();
+        let tasks = std::mem::take(&mut *self.tasks());
+        tasks.join_all().await;
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

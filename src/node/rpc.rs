@@ -1,0 +1,44 @@
+//! Requests from within a node: to itself through its queue, to others through the network.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::runtime::{Input, Respond};
+use crate::id::NodeId;
+use crate::net::Net;
+use crate::wire::{Request, Response, Rpc, RpcError};
+
+/// How a client inside a node reaches the swarm.
+#[derive(Debug, Clone)]
+pub struct NodeRpc {
+    pub(super) me: NodeId,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) net: Net,
+}
+
+impl Rpc for NodeRpc {
+    async fn call(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
+        if to != self.me {
+            return Rpc::call(&self.net, to, request, timeout).await;
+        }
+        let (respond, response) = oneshot::channel();
+        let input = Input::Request { request, respond: Respond::Here(respond) };
+        self.inputs.try_send(input).map_err(|_| RpcError::NotSent("the node's queue is full"))?;
+        match tokio::time::timeout(timeout, response).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(_)) => Err(RpcError::Lost("the node stopped")),
+            Err(_) => Err(RpcError::Lost("time is up")),
+        }
+    }
+
+    fn linked(&self) -> Vec<NodeId> {
+        let mut nodes = vec![self.me];
+        nodes.extend(Rpc::linked(&self.net));
+        nodes
+    }
+
+    fn want(&self, node: NodeId, addresses: &[String]) {
+        Rpc::want(&self.net, node, addresses);
+    }
+}

@@ -1,0 +1,622 @@
+//! One node's part in a founded swarm: membership proposes, the ring places, the groups dispose.
+//!
+//! Members come and go in [`Membership`]; each change gives a new [`Ring`]; the leaders among this node's
+//! replicas move their groups towards the ring's replica sets ([`reconcile`](super::reconcile)); requests are
+//! answered here, or passed to the node that can answer them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::core::{CoreConfig, Output};
+use super::event::{MemberChange, NodeEvent};
+use super::reconcile::{GroupView, Step, next_step};
+use crate::id::{NodeId, PartitionId, SwarmId};
+use crate::membership::{self, Change, Me, Member, MemberState, Membership, MembershipConfig};
+use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
+use crate::ring::{PartitionCount, Ring};
+use crate::state_machine::Query;
+use crate::time::Timestamp;
+use crate::wire::{
+    Consistency, MAX_WAIT_MS, MemberView, Message, PartitionStatus, Refusal, Request, Response, SwarmView,
+};
+
+/// After the ring has changed, how long the groups wait for it to change again before they move.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Time between two steps of the groups while any is not where the ring wants it.
+const STEP_INTERVAL: Duration = Duration::from_millis(50);
+/// Time between two looks at the groups when all seem to be in place.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Least time between two attempts to hand over the leadership of one group.
+const TRANSFER_INTERVAL: Duration = Duration::from_millis(500);
+/// Most groups, of those that one node leads, that bring up learners at the same time.
+const MAX_MOVES: usize = 16;
+/// Most requests that wait for a key to change, per node.
+const MAX_WAITS: usize = 16 * 1024;
+
+/// A founded swarm as one of its members sees it.
+#[derive(Debug)]
+pub(super) struct Swarm {
+    me: NodeId,
+    id: SwarmId,
+    name: String,
+    partitions: PartitionCount,
+    replicas: usize,
+    replace_after: Duration,
+    membership: Membership,
+    ring: Ring,
+    /// The members and weights that the ring was made of.
+    placed: Vec<(NodeId, u32)>,
+    driver: Driver,
+    /// Linked members of this swarm.
+    linked: BTreeSet<NodeId>,
+    /// Who leads each partition and in which term, as far as was heard.
+    leaders: Vec<Option<(u64, NodeId)>>,
+    /// Partitions that this node has come to lead since it last told.
+    new_leads: BTreeSet<PartitionId>,
+    /// When the groups are looked at next.
+    reconcile_at: Timestamp,
+    /// When leadership of a group was last handed over by this node.
+    transferred: BTreeMap<PartitionId, Timestamp>,
+    /// Waiting requests by the time at which they are answered `Unchanged`.
+    waits: BTreeSet<(Timestamp, u64)>,
+    /// `Some` while leaving: the number of replicas told last.
+    leaving: Option<usize>,
+    outputs: VecDeque<Output>,
+}
+
+/// Who can serve a partition.
+enum Route {
+    Here,
+    There(NodeId),
+    Nowhere(Refusal),
+}
+
+impl Swarm {
+    pub(super) fn new(
+        me: NodeId,
+        id: SwarmId,
+        partitions: PartitionCount,
+        config: &CoreConfig,
+        seed: u64,
+        now: Timestamp,
+    ) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let identity = Me { node: me, addresses: config.addresses.clone(), weight: config.weight };
+        let membership_rng = StdRng::seed_from_u64(rng.next_u64());
+        let membership = Membership::new(identity, 1, MembershipConfig::default(), membership_rng, now);
+        let mut driver = Driver::new(me, DriverConfig::default(), rng, now);
+        driver.join(partitions.get());
+        Self {
+            me,
+            id,
+            name: config.name.clone(),
+            partitions,
+            replicas: config.replicas,
+            replace_after: config.replace_after,
+            membership,
+            ring: Ring::new([(me, config.weight)], partitions, config.replicas),
+            placed: vec![(me, config.weight)],
+            driver,
+            linked: BTreeSet::new(),
+            leaders: vec![None; partitions.get() as usize],
+            new_leads: BTreeSet::new(),
+            reconcile_at: now,
+            transferred: BTreeMap::new(),
+            waits: BTreeSet::new(),
+            leaving: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// This node is the swarm's first.
+    pub(super) fn found(&mut self, now: Timestamp) {
+        self.driver.found(self.partitions.get(), now);
+    }
+
+    // -- inputs --
+
+    pub(super) fn link_up(&mut self, node: NodeId, now: Timestamp) {
+        self.linked.insert(node);
+        self.membership.link_up(node, now);
+        self.driver.link_up(node, now);
+        let leads: Vec<_> = self.my_leads().collect();
+        if !leads.is_empty() {
+            let message = Message::Leading { swarm: self.id, leads };
+            self.outputs.push_back(Output::Send { to: node, message });
+        }
+        self.reconcile_soon(now + STEP_INTERVAL);
+    }
+
+    pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
+        self.linked.remove(&node);
+        self.membership.link_down(node, now);
+        self.driver.link_down(node, now);
+    }
+
+    pub(super) fn gossip(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
+        if let Err(error) = self.membership.handle_message(from, bytes, now) {
+            tracing::warn!(peer = %from, %error, "gossip refused");
+        }
+    }
+
+    pub(super) fn groups(&mut self, from: NodeId, messages: Vec<GroupMessage>, now: Timestamp) {
+        self.driver.receive(from, messages, now);
+    }
+
+    pub(super) fn leading(&mut self, from: NodeId, leads: &[(PartitionId, u64)]) {
+        for (partition, term) in leads {
+            self.heard_leader(*partition, *term, from);
+        }
+    }
+
+    pub(super) fn request(&mut self, tag: u64, request: Request, now: Timestamp) {
+        if let Err(response) = self.dispatch(tag, request, now) {
+            self.respond(tag, response);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, tag: u64) {
+        self.driver.cancel(tag);
+        self.waits.retain(|(_, waiting)| *waiting != tag);
+    }
+
+    pub(super) fn leave(&mut self, now: Timestamp) {
+        if self.leaving.is_none() {
+            self.leaving = Some(usize::MAX);
+            self.membership.set_draining(now);
+            self.place(now);
+        }
+    }
+
+    pub(super) fn hand_over(&mut self, now: Timestamp) {
+        self.driver.hand_over(now);
+    }
+
+    pub(super) fn set_addresses(&mut self, addresses: Vec<String>, now: Timestamp) {
+        self.membership.set_addresses(addresses, now);
+    }
+
+    pub(super) fn handle_deadline(&mut self, now: Timestamp) {
+        self.membership.handle_deadline(now);
+        self.driver.handle_deadline(now);
+        while let Some((due, tag)) = self.waits.first().copied().filter(|(due, _)| *due <= now) {
+            self.waits.remove(&(due, tag));
+            self.driver.cancel(tag);
+            self.respond(tag, Response::Unchanged);
+        }
+        if self.reconcile_at <= now {
+            self.place(now);
+            self.reconcile(now);
+        }
+    }
+
+    /// Drops everything, because the swarm has dissolved.
+    pub(super) fn dissolve(&mut self, outputs: &mut VecDeque<Output>, now: Timestamp) {
+        self.driver.dissolve();
+        self.drain_driver(now);
+        outputs.append(&mut self.outputs);
+    }
+
+    // -- outputs --
+
+    pub(super) fn next_deadline(&self) -> Timestamp {
+        let wait = self.waits.first().map_or(Timestamp::NEVER, |(due, _)| *due);
+        self.membership.next_deadline().min(self.driver.next_deadline()).min(self.reconcile_at).min(wait)
+    }
+
+    /// Collects what there is to do; returns whether this node has left.
+    pub(super) fn poll(&mut self, outputs: &mut VecDeque<Output>, now: Timestamp) -> bool {
+        self.drain_membership(now);
+        self.drain_driver(now);
+        self.tell_leads();
+        let left = self.leaving.is_some() && self.try_to_go(now);
+        outputs.append(&mut self.outputs);
+        left
+    }
+
+    pub(super) fn id(&self) -> SwarmId {
+        self.id
+    }
+
+    pub(super) fn partitions(&self) -> u32 {
+        self.partitions.get()
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    pub(super) fn status(&self) -> Vec<PartitionStatus> {
+        self.partition_ids()
+            .filter_map(|partition| {
+                let group = self.driver.group(partition)?;
+                Some(PartitionStatus {
+                    partition,
+                    leader: group.leader,
+                    has_quorum: group.has_quorum,
+                    voters: group.voters.clone(),
+                    learners: group.learners.clone(),
+                    keys: group.keys as u64,
+                    bytes: group.bytes as u64,
+                    applied: group.applied,
+                    log_entries: group.log_entries as u64,
+                })
+            })
+            .collect()
+    }
+
+    // -- requests --
+
+    /// Hands the request to the driver or passes it on; `Err`: the response, known at once.
+    fn dispatch(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
+        let (partition, forwarded) = match &request {
+            Request::Write { partition, forwarded, .. }
+            | Request::Read { partition, forwarded, .. }
+            | Request::Wait { partition, forwarded, .. } => (*partition, *forwarded),
+            Request::View => return Err(Response::View(self.view())),
+            Request::Status | Request::Ticket | Request::Leave => {
+                return Err(Response::Refused(Refusal::BadRequest("not about a partition".to_owned())));
+            }
+        };
+        self.check(partition, &request).map_err(|why| Response::Refused(Refusal::BadRequest(why)))?;
+        let stale = matches!(&request, Request::Read { consistency: Consistency::Stale, .. });
+        match self.route(partition, stale, forwarded) {
+            Route::Here => self.serve(tag, request, now),
+            Route::There(to) => {
+                self.outputs.push_back(Output::Forward { tag, to, request: request.forwarded() });
+                Ok(())
+            }
+            Route::Nowhere(refusal) => Err(Response::Refused(refusal)),
+        }
+    }
+
+    fn serve(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
+        match request {
+            Request::Write { partition, origin, operation, .. } => {
+                self.driver.propose(partition, tag, Some(origin), operation, now);
+            }
+            Request::Read { partition, consistency, query, .. } => {
+                self.driver.read(partition, tag, consistency == Consistency::Stale, query, now);
+            }
+            Request::Wait { partition, key, seen, timeout_ms, .. } => {
+                if self.waits.len() >= MAX_WAITS {
+                    return Err(Response::Refused(Refusal::Overloaded));
+                }
+                let timeout = Duration::from_millis(u64::from(timeout_ms.min(MAX_WAIT_MS)));
+                self.waits.insert((now + timeout, tag));
+                self.driver.wait(partition, tag, key, seen, now);
+            }
+            Request::View | Request::Status | Request::Ticket | Request::Leave => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the request keeps the limits and names the partition that its key belongs to.
+    fn check(&self, partition: PartitionId, request: &Request) -> Result<(), String> {
+        if partition.0 >= self.partitions() {
+            return Err(format!("there is no partition {partition}, only {}", self.partitions()));
+        }
+        let key = match request {
+            Request::Write { operation, .. } => {
+                operation.check().map_err(|error| error.to_string())?;
+                if operation.key().is_none() && !operation.is_administrative() {
+                    return Err("only a leader proposes this".to_owned());
+                }
+                operation.key()
+            }
+            Request::Read { query: Query::Get { key }, .. } | Request::Wait { key, .. } => {
+                Some(key.as_slice())
+            }
+            _ => None,
+        };
+        match key {
+            Some(key) if self.ring.partition_of(key) != partition => {
+                Err(format!("the key does not belong to partition {partition}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn route(&self, partition: PartitionId, stale: bool, forwarded: bool) -> Route {
+        let here = self.driver.group(partition);
+        if here.as_ref().is_some_and(|group| stale || group.role == Role::Leader) {
+            return Route::Here;
+        }
+        let leader = match &here {
+            Some(group) => group.leader,
+            None => self.leaders[partition.0 as usize].map(|(_, leader)| leader),
+        };
+        if forwarded {
+            return Route::Nowhere(match here {
+                Some(group) if !group.has_quorum && leader.is_none() => Refusal::NoQuorum,
+                _ => Refusal::NotLeader { leader },
+            });
+        }
+        if let Some(leader) = leader.filter(|leader| self.linked.contains(leader)) {
+            return Route::There(leader);
+        }
+        if let Some(group) = here {
+            return Route::Nowhere(if group.has_quorum {
+                Refusal::NotLeader { leader: None }
+            } else {
+                Refusal::NoQuorum
+            });
+        }
+        let replica = self.ring.replicas(partition).iter().copied().find(|node| self.linked.contains(node));
+        replica.map_or(Route::Nowhere(Refusal::NoQuorum), Route::There)
+    }
+
+    fn respond(&mut self, tag: u64, response: Response) {
+        self.outputs.push_back(Output::Respond { tag, response });
+    }
+
+    fn view(&self) -> SwarmView {
+                let members = self
+            .membership
+            .members()
+            .map(|member| MemberView {
+                node: member.node,
+                addresses: member.addresses.clone(),
+                weight: member.weight,
+                state: member.state,
+                draining: member.draining,
+                on_ring: self.ring.members().contains(&member.node),
+            })
+            .collect();
+        let leaders = self
+            .partition_ids()
+            .map(|partition| match self.driver.group(partition) {
+                Some(group) if group.leader.is_some() => group.leader,
+                _ => self.leaders[partition.0 as usize].map(|(_, leader)| leader),
+            })
+            .collect();
+        SwarmView {
+            swarm: self.id,
+            name: self.name.clone(),
+            partitions: self.partitions(),
+            node: self.me,
+            members,
+            leaders,
+        }
+    }
+
+    // -- membership and placement --
+
+    fn drain_membership(&mut self, now: Timestamp) {
+        while let Some(output) = self.membership.poll_output() {
+            match output {
+                membership::Output::Send { to, bytes } => {
+                    let message = Message::Gossip { swarm: self.id, bytes };
+                    self.outputs.push_back(Output::Send { to, message });
+                }
+                membership::Output::Changed(change) => self.member_changed(&change, now),
+            }
+        }
+    }
+
+    fn member_changed(&mut self, change: &Change, now: Timestamp) {
+        let member = &change.member;
+        if member.node != self.me {
+            self.outputs.push_back(if member.state == MemberState::Left {
+                Output::Forget { node: member.node }
+            } else {
+                Output::Keep { node: member.node, addresses: member.addresses.clone() }
+            });
+            if let Some(event) = self.member_event(change) {
+                self.outputs.push_back(Output::Event(event));
+            }
+        }
+        self.place(now);
+    }
+
+    fn member_event(&self, change: &Change) -> Option<NodeEvent> {
+        let Change { member, before } = change;
+        let change = match (before, member.state) {
+            (Some(MemberState::Alive), MemberState::Alive) if member.draining => MemberChange::Draining,
+            (Some(before), after) if *before == after => return None,
+            (None, MemberState::Alive | MemberState::Suspect) => MemberChange::Joined,
+            (None, MemberState::Dead | MemberState::Left) => return None,
+            (Some(_), MemberState::Alive) => MemberChange::Recovered,
+            (Some(_), MemberState::Suspect) => MemberChange::Suspected,
+            (Some(_), MemberState::Dead) => MemberChange::Died,
+            (Some(_), MemberState::Left) => MemberChange::Left,
+        };
+        let alive = |member: &&Member| matches!(member.state, MemberState::Alive | MemberState::Suspect);
+        Some(NodeEvent::Member {
+            node: member.node,
+            change,
+            address: member.addresses.first().cloned(),
+            alive: self.membership.members().filter(alive).count(),
+        })
+    }
+
+    /// Computes the ring from the members that count now.
+    fn place(&mut self, now: Timestamp) {
+        let mut grace_ends = Timestamp::NEVER;
+        let members: Vec<(NodeId, u32)> = self
+            .membership
+            .members()
+            .filter(|member| {
+                let counts = match member.state {
+                    MemberState::Alive | MemberState::Suspect => true,
+                    MemberState::Dead if now < member.since + self.replace_after => {
+                        grace_ends = grace_ends.min(member.since + self.replace_after);
+                        true
+                    }
+                    MemberState::Dead | MemberState::Left => false,
+                };
+                counts && !member.draining
+            })
+            .map(|member| (member.node, member.weight))
+            .collect();
+        self.reconcile_at = self.reconcile_at.min(grace_ends);
+        if self.placed != members {
+            self.ring = Ring::new(members.iter().copied(), self.partitions, self.replicas);
+            self.placed = members;
+            self.reconcile_at = now + SETTLE;
+        }
+    }
+
+    // -- groups --
+
+    fn drain_driver(&mut self, now: Timestamp) {
+        while let Some(output) = self.driver.poll_output(now) {
+            match output {
+                replication::Output::Frame { to, messages } => {
+                    let message = Message::Groups { swarm: self.id, messages };
+                    self.outputs.push_back(Output::Send { to, message });
+                }
+                replication::Output::Outcome { tag, result } => self.outcome(tag, result),
+                replication::Output::LeaderChanged { partition, leader } => {
+                    self.leader_changed(partition, leader, now);
+                }
+                replication::Output::ReplicaCreated { .. } | replication::Output::ReplicaRemoved { .. } => self.reconcile_soon(now + STEP_INTERVAL),
+            }
+        }
+    }
+
+    fn outcome(&mut self, tag: u64, outcome: Outcome) {
+        if !self.waits.is_empty() {
+            self.waits.retain(|(_, waiting)| *waiting != tag);
+        }
+        let response = match outcome {
+            Outcome::Reply(reply) => Response::Reply(reply),
+            Outcome::Answer { answer, stale } => Response::Answer { answer, stale },
+            Outcome::Refused(refusal) => Response::Refused(match refusal {
+                replication::Refusal::NotLeader { leader } => Refusal::NotLeader { leader },
+                replication::Refusal::NoQuorum => Refusal::NoQuorum,
+                replication::Refusal::Overloaded => Refusal::Overloaded,
+                replication::Refusal::NoReplica => Refusal::NotLeader { leader: None },
+                replication::Refusal::TooLarge => Refusal::BadRequest(refusal.to_string()),
+            }),
+            Outcome::Unknown => Response::Unknown,
+        };
+        self.respond(tag, response);
+    }
+
+    fn leader_changed(&mut self, partition: PartitionId, leader: Option<NodeId>, now: Timestamp) {
+        if let (Some(leader), Some(group)) = (leader, self.driver.group(partition)) {
+            let term = group.term;
+            self.heard_leader(partition, term, leader);
+            if leader == self.me {
+                self.new_leads.insert(partition);
+                self.reconcile_soon(now + STEP_INTERVAL);
+            }
+        }
+    }
+
+    fn heard_leader(&mut self, partition: PartitionId, term: u64, leader: NodeId) {
+        if let Some(known) = self.leaders.get_mut(partition.0 as usize)
+            && known.is_none_or(|(known_term, _)| known_term <= term)
+        {
+            *known = Some((term, leader));
+        }
+    }
+
+    /// Tells all members which partitions this node has come to lead.
+    fn tell_leads(&mut self) {
+        if self.new_leads.is_empty() {
+            return;
+        }
+        let told = std::mem::take(&mut self.new_leads);
+        let leads: Vec<_> = self.my_leads().filter(|(partition, _)| told.contains(partition)).collect();
+        for node in &self.linked {
+            let message = Message::Leading { swarm: self.id, leads: leads.clone() };
+            self.outputs.push_back(Output::Send { to: *node, message });
+        }
+    }
+
+    fn my_leads(&self) -> impl Iterator<Item = (PartitionId, u64)> {
+        self.partition_ids().filter_map(|partition| {
+            let group = self.driver.group(partition)?;
+            (group.role == Role::Leader).then_some((partition, group.term))
+        })
+    }
+
+    fn partition_ids(&self) -> impl Iterator<Item = PartitionId> + use<> {
+        (0..self.partitions()).map(PartitionId)
+    }
+
+    fn reconcile_soon(&mut self, at: Timestamp) {
+        self.reconcile_at = self.reconcile_at.min(at);
+    }
+
+    /// One step of each group that this node leads and that is not where the ring wants it.
+    fn reconcile(&mut self, now: Timestamp) {
+        let mut moving = 0;
+        let mut unsettled = false;
+        for partition in self.partition_ids() {
+            let Some(group) = self.driver.group(partition).filter(|group| group.role == Role::Leader) else { continue };
+            if group.changing {
+                unsettled = true;
+                continue;
+            }
+            let view = group_view(&group);
+            moving += usize::from(!view.learners.is_empty());
+            let targets = self.ring.replicas(partition);
+            let step = next_step(self.me, &view, targets, |node| self.linked.contains(&node));
+            unsettled |= step.is_some() || !view.learners.is_empty();
+            let base = group.config;
+            match step {
+                Some(Step::AddLearners(nodes)) => {
+                    if moving < MAX_MOVES {
+                        moving += 1;
+                        self.change(partition, replication::Change::AddLearners(nodes), base, now);
+                    }
+                }
+                Some(Step::Replace { promote, remove }) => {
+                    self.change(partition, replication::Change::Replace { promote, remove }, base, now);
+                }
+                Some(Step::Transfer(to)) => self.transfer(partition, to, now),
+                None => {}
+            }
+        }
+        self.reconcile_at = now + if unsettled { STEP_INTERVAL } else { LOOK_INTERVAL };
+        self.place(now);
+    }
+
+    fn change(&mut self, partition: PartitionId, change: replication::Change, base: u64, now: Timestamp) {
+        if let Err(error) = self.driver.change(partition, change, base, now) {
+            tracing::debug!(%partition, %error, "change of replicas refused for now");
+        }
+    }
+
+    fn transfer(&mut self, partition: PartitionId, to: NodeId, now: Timestamp) {
+        let last = self.transferred.get(&partition).copied();
+        if last.is_none_or(|last| now >= last + TRANSFER_INTERVAL) {
+            self.transferred.insert(partition, now);
+            self.driver.transfer(partition, to, now);
+        }
+    }
+
+    // -- leaving --
+
+    /// Reports progress; returns whether nothing keeps this node here any more.
+    fn try_to_go(&mut self, now: Timestamp) -> bool {
+        let others = self.ring.members().iter().any(|node| *node != self.me);
+        let held = self.driver.replicas_held();
+        if held > 0 && others {
+            if self.leaving != Some(held) {
+                self.leaving = Some(held);
+                self.outputs.push_back(Output::Event(NodeEvent::Draining { remaining: held }));
+            }
+            return false;
+        }
+        // Nothing left to hand over, or nobody to take it.
+        self.membership.leave(now);
+        self.drain_membership(now);
+        true
+    }
+}
+
+fn group_view(group: &GroupStatus) -> GroupView {
+    let caught_up =
+        |node: NodeId| group.progress.iter().any(|replica| replica.node == node && replica.caught_up);
+    GroupView {
+        voters: group.voters.clone(),
+        learners: group.learners.iter().map(|node| (*node, caught_up(*node))).collect(),
+    }
+}
