@@ -46,7 +46,7 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options for every command")]
 struct Global {
-    /// A node to speak to or to join: an address (/ip4/192.168.1.7/tcp/4101) or a ticket (rt1...)
+    /// A node to speak to or to join: an address (192.168.1.7:7400) or a ticket (rt1...)
     #[arg(long, global = true, value_name = "ADDRESS", env = "ROUNDTABLE_JOIN", value_delimiter = ',', hide_env_values = true)]
     join: Vec<String>,
 
@@ -155,7 +155,7 @@ enum Sub {
     },
 
     /// List keys
-    #[command(after_help = "Each line is key, version and value, separated by tabs; bytes that cannot be printed are escaped.\nKeys come in order within each partition. Not a snapshot: a key written meanwhile may or may not be seen.")]
+    #[command(after_help = "Each line is key, version and value, separated by tabs; bytes that cannot be printed are escaped.\nKeys come in the order of their bytes. Not a snapshot: a key written meanwhile may or may not be seen.")]
     Scan {
         /// Only keys that begin with this
         #[arg(default_value = "", hide_default_value = true)]
@@ -169,7 +169,7 @@ enum Sub {
     },
 
     /// Print a key's value each time that it changes
-    #[command(after_help = "Prints the present value first. Changes that follow each other quickly may be seen as one.\nEnds with Ctrl-C, or after --count.")]
+    #[command(after_help = "Prints the present value first. Changes that follow each other quickly may be seen as\none; a removal alone is not shown.\nEnds with Ctrl-C, or after --count.")]
     Watch {
         #[command(flatten)]
         key: Key,
@@ -280,7 +280,7 @@ struct UpArgs {
     /// No secret: whoever reaches this machine may join, read and write
     #[arg(long, env = "ROUNDTABLE_OPEN", value_parser = FalseyValueParser::new())]
     open: bool,
-    /// Listen exactly here (repeatable), for example /ip4/10.0.0.5/tcp/4101
+    /// Listen exactly here (repeatable), for example /ip4/10.0.0.5/tcp/7400
     #[arg(long, value_name = "ADDRESS", env = "ROUNDTABLE_LISTEN", value_delimiter = ',')]
     listen: Vec<String>,
     /// Listen on this port instead of the first free one

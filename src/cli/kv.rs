@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use serde_json::{Map, Value, json};
 
-use super::connect::{Client, Target, connect};
+use super::connect::{Target, connect};
 use super::exit::{Code, Failure};
 use super::render::{Output, json_bytes, printable};
+use crate::client::Error;
 use crate::id::Version;
 use crate::state_machine::{Entry, MAX_VALUE_BYTES};
 
@@ -57,10 +58,10 @@ pub(super) struct Put {
 impl Put {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let value = self.value.read()?;
-        let client = connect(target).await?;
+        let session = connect(target).await?;
         let version = match self.ttl {
-            Some(ttl) => client.put_with_ttl(&self.key, value, ttl).await,
-            None => client.put(&self.key, value).await,
+            Some(ttl) => session.client.put_with_ttl(self.key, value, ttl).await,
+            None => session.client.put(self.key, value).await,
         };
         written(version?, output)
     }
@@ -77,8 +78,13 @@ pub(super) struct Get {
 
 impl Get {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
-        let client = connect(target).await?.read_stale(self.stale);
-        let Some(entry) = client.get(&self.key).await? else {
+        let session = connect(target).await?;
+        let client = if self.stale {
+            session.client.stale()
+        } else {
+            session.client.clone()
+        };
+        let Some(entry) = client.get(self.key.as_slice()).await? else {
             return Err(not_there(&self.key));
         };
         if output.json() {
@@ -99,8 +105,8 @@ pub(super) struct Del {
 
 impl Del {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
-        let client = connect(target).await?;
-        if !client.delete(&self.key).await? {
+        let session = connect(target).await?;
+        if !session.client.delete(self.key.as_slice()).await? {
             return Err(not_there(&self.key));
         }
         output.answer(|| "deleted".to_owned(), || json!({"deleted": true}))?;
@@ -133,13 +139,17 @@ pub(super) struct Cas {
 impl Cas {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let value = self.value.read()?;
-        let client = connect(target).await?;
+        let session = connect(target).await?;
+        let client = &session.client;
         let expected = match self.expected {
             Expectation::Version(version) => Some(Version(version)),
             Expectation::Absent => None,
         };
-        let version = client.compare_and_swap(&self.key, expected, value, self.ttl).await?;
-        written(version, output)
+        let version = match self.ttl {
+            Some(ttl) => client.compare_and_swap_with_ttl(self.key, expected, value, ttl).await,
+            None => client.compare_and_swap(self.key, expected, value).await,
+        };
+        written(version?, output)
     }
 }
 
@@ -154,12 +164,9 @@ pub(super) struct Incr {
 
 impl Incr {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
-        let client = connect(target).await?;
-        let (value, version) = client.increment(&self.key, self.by).await?;
-        output.answer(
-            || value.to_string(),
-            || json!({"value": value, "version": version.0}),
-        )?;
+        let session = connect(target).await?;
+        let value = session.client.increment(self.key, self.by).await?;
+        output.answer(|| value.to_string(), || json!({"value": value}))?;
         Ok(())
     }
 }
@@ -175,10 +182,11 @@ pub(super) struct Expire {
 
 impl Expire {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
-        let client = connect(target).await?;
-        match client.expire(&self.key, self.ttl).await? {
-            Some(version) => written(version, output),
-            None => Err(not_there(&self.key)),
+        let session = connect(target).await?;
+        match session.client.expire(self.key.as_slice(), self.ttl).await {
+            Ok(version) => written(version, output),
+            Err(Error::NotFound) => Err(not_there(&self.key)),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -196,9 +204,14 @@ pub(super) struct Scan {
 
 impl Scan {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
-        let client = connect(target).await?.read_stale(self.stale);
+        let session = connect(target).await?;
+        let client = if self.stale {
+            session.client.stale()
+        } else {
+            session.client.clone()
+        };
         let limit = self.limit.map_or(usize::MAX, NonZeroUsize::get);
-        let mut entries = std::pin::pin!(client.scan(&self.prefix).take(limit));
+        let mut entries = client.scan(self.prefix).take(limit);
         while let Some(entry) = entries.next().await {
             let (key, entry) = entry?;
             output.answer(
@@ -221,35 +234,22 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
-        let client = connect(target).await?;
+        let session = connect(target).await?;
         let mut seen = None;
         let mut left = self.count.map(NonZeroUsize::get);
         while left != Some(0) {
-            let entry = change(&client, &self.key, seen).await?;
+            // A wait that ends without a change begins anew.
+            let Some(entry) = session.client.wait_for_change(self.key.as_slice(), seen).await? else {
+                continue;
+            };
             output.answer(
-                || match &entry {
-                    Some(entry) => format!("version {}: {}", entry.version, printable(&entry.value)),
-                    None => "deleted".to_owned(),
-                },
-                || match &entry {
-                    Some(entry) => entry_json(&self.key, entry),
-                    None => json!({"deleted": true}),
-                },
+                || format!("version {}: {}", entry.version, printable(&entry.value)),
+                || entry_json(&self.key, &entry),
             )?;
-            seen = entry.map(|entry| entry.version);
+            seen = Some(entry.version);
             left = left.map(|left| left - 1);
         }
         Ok(())
-    }
-}
-
-/// Waits for a change of the key as long as it takes: a wait that ends without one begins anew.
-async fn change(client: &Client, key: &[u8], seen: Option<Version>) -> Result<Option<Entry>, Failure> {
-    loop {
-        let entry = client.wait_for_change(key, seen).await?;
-        if entry.as_ref().map(|entry| entry.version) != seen {
-            return Ok(entry);
-        }
     }
 }
 

@@ -40,6 +40,16 @@ impl Output {
         }
     }
 
+    /// An output that is no terminal.
+    #[cfg(test)]
+    pub(super) fn plain(format: Format) -> Self {
+        Self {
+            format,
+            terminal: false,
+            colour: false,
+        }
+    }
+
     /// Whether answers are JSON.
     pub(super) fn json(self) -> bool {
         self.format == Format::Json
