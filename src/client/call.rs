@@ -1,0 +1,427 @@
+//! One operation, from the first attempt to its answer or its deadline.
+//!
+//! **Rules.** What was refused is tried again, at another node at once or after a pause. What left without an
+//! answer is tried again too, a write under the same number, so that it happens once. Only the deadline ends
+//! this, or a partition that has no quorum for longer than a failover takes. At the end the error says whether
+//! the write may have been applied: as soon as one attempt of it was lost, no later refusal can deny that.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::error::Error;
+use super::lock;
+use super::router::{Asked, Target, partition_of};
+use super::session::InFlight;
+use super::{Client, Entry};
+use crate::id::{NodeId, PartitionId, SwarmId, Version};
+use crate::state_machine::{Answer, Operation, Query, Reply};
+use crate::time::Timestamp;
+use crate::wire::{MAX_WAIT_MS, Refusal, Request, Response, Rpc, RpcError, SwarmView};
+
+/// Longest wait for the answer to one attempt: a node that fell silent must not eat the whole deadline.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest single wait for a change, so that a leader that fell silent costs no more.
+const WAIT_SLICE: Duration = Duration::from_secs(5);
+/// First pause before trying again; doubles up to [`MAX_PAUSE`], less a random part.
+const MIN_PAUSE: Duration = Duration::from_millis(5);
+/// Longest pause before trying again.
+const MAX_PAUSE: Duration = Duration::from_millis(200);
+/// Nodes tried in one round, without a pause between.
+const MAX_HOPS: u32 = 4;
+
+const _: () = assert!(WAIT_SLICE.as_millis() <= MAX_WAIT_MS as u128);
+
+/// What to do.
+pub(super) enum Action {
+    Write(Operation),
+    Get { key: Vec<u8> },
+    Scan { place: Place, query: Query },
+    Wait { key: Vec<u8>, seen: Option<Version> },
+}
+
+/// A partition of a certain swarm.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) swarm: SwarmId,
+    pub(super) partition: PartitionId,
+}
+
+/// What came of it.
+pub(super) enum Outcome {
+    Reply(Reply),
+    Answer(Answer),
+    Unchanged,
+}
+
+impl Outcome {
+    pub(super) fn entry(self) -> Result<Option<Entry>, Error> {
+        match self {
+            Self::Answer(Answer::Entry(entry)) => Ok(entry),
+            Self::Unchanged => Ok(None),
+            Self::Reply(_) | Self::Answer(Answer::Page { .. }) => Err(unexpected()),
+        }
+    }
+}
+
+/// The answer to something else: a node that does not speak our protocol after all.
+pub(super) fn unexpected() -> Error {
+    Error::Refused("the node answered something else than was asked".to_owned())
+}
+
+/// What to do after an attempt.
+enum Next {
+    Done(Outcome),
+    Fail(Error),
+    /// Ask another node at once.
+    Hop,
+    /// Ask again after a pause.
+    Pause,
+}
+
+/// The state of one operation.
+pub(super) struct Call<'a, R> {
+    client: &'a Client<R>,
+    action: Action,
+    deadline: Timestamp,
+    asked: Asked,
+    pause: Duration,
+    /// The view that is known may be the cause of the failure.
+    doubts: bool,
+    no_quorum_since: Option<Timestamp>,
+    /// The last definite failure; what is reported at the deadline.
+    last: Error,
+    in_flight: Option<InFlight>,
+    /// A write left and was not answered.
+    maybe_applied: bool,
+    /// A wait was told that nothing changed.
+    heard: bool,
+}
+
+impl<'a, R: Rpc> Call<'a, R> {
+    pub(super) fn new(client: &'a Client<R>, action: Action) -> Self {
+        Self {
+            client,
+            action,
+            deadline: client.now() + client.deadline,
+            asked: Asked::default(),
+            pause: MIN_PAUSE,
+            doubts: false,
+            no_quorum_since: None,
+            last: Error::Unreachable,
+            in_flight: None,
+            maybe_applied: false,
+            heard: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<Outcome, Error> {
+        loop {
+            let mut hops = 0;
+            // One round: several nodes without a pause.
+            loop {
+                match self.attempt().await {
+                    Next::Done(outcome) => return Ok(outcome),
+                    Next::Fail(_) if self.maybe_applied => return Err(Error::Unknown),
+                    Next::Fail(error) => return Err(error),
+                    Next::Pause => break,
+                    Next::Hop => hops += 1,
+                }
+                if hops >= MAX_HOPS || self.remaining().is_zero() {
+                    break;
+                }
+            }
+            if self.is_hopeless() || self.remaining().is_zero() {
+                return self.give_up();
+            }
+            self.rest().await;
+        }
+    }
+
+    fn remaining(&self) -> Duration {
+        self.deadline.since(self.client.now())
+    }
+
+    /// Whether there was no quorum for so long that it is no failover.
+    fn is_hopeless(&self) -> bool {
+        let now = self.client.now();
+        !self.maybe_applied
+            && self
+                .no_quorum_since
+                .is_some_and(|since| now.since(since) >= self.client.patience)
+    }
+
+    fn give_up(self) -> Result<Outcome, Error> {
+        match self.action {
+            _ if self.maybe_applied => Err(Error::Unknown),
+            // Of a wait, the deadline is the expected end.
+            Action::Wait { .. } if self.heard => Ok(Outcome::Unchanged),
+            _ => Err(self.last),
+        }
+    }
+
+    async fn rest(&mut self) {
+        let jitter = lock(&self.client.shared.router.rng).random_range(0.5..1.0);
+        let pause = self.pause.mul_f64(jitter).min(self.remaining());
+        tokio::time::sleep(pause).await;
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
+        self.asked.tried.clear();
+    }
+
+    async fn attempt(&mut self) -> Next {
+        let router = &self.client.shared.router;
+        let known = match router.cached() {
+            Some(view) if !self.doubts => Some(view),
+            // Bounded by the deadline, however many calls want a view.
+            _ => tokio::time::timeout(self.remaining(), router.refresh())
+                .await
+                .ok()
+                .flatten(),
+        };
+        self.doubts = false;
+        let Some(view) = known else {
+            self.last = Error::Unreachable;
+            return Next::Pause;
+        };
+        let partition = match &self.action {
+            Action::Write(Operation::Advance | Operation::Seal { .. } | Operation::Unseal) => {
+                return Next::Fail(unexpected());
+            }
+            Action::Write(operation) => partition_of(operation.key().unwrap_or_default(), &view),
+            Action::Get { key } | Action::Wait { key, .. } => partition_of(key, &view),
+            Action::Scan { place, .. } if place.swarm != view.swarm => {
+                return Next::Fail(Error::Dissolved);
+            }
+            Action::Scan { place, .. } => place.partition,
+        };
+        if let Err(next) = self.number(&view, partition).await {
+            return next;
+        }
+        let node = match router.target(&view, partition, &self.asked) {
+            Target::Node(node) => node,
+            Target::AllTried => return Next::Pause,
+            Target::NoLink => {
+                self.last = Error::Unreachable;
+                return Next::Pause;
+            }
+        };
+        self.asked.tried.insert(node);
+        let remaining = self.remaining();
+        if remaining.is_zero() {
+            return Next::Pause;
+        }
+        let (request, timeout) = self.request(partition, remaining);
+        let answer = router.rpc.call(node, request, timeout).await;
+        self.judge(node, partition, answer)
+    }
+
+    /// Sees to it that a write has its number, drawn for the swarm to which it goes.
+    async fn number(&mut self, view: &SwarmView, partition: PartitionId) -> Result<(), Next> {
+        if !matches!(self.action, Action::Write(_)) {
+            return Ok(());
+        }
+        match &self.in_flight {
+            Some(in_flight) if in_flight.swarm() == view.swarm => return Ok(()),
+            // The swarm that would recognise the retry is no more.
+            Some(_) if self.maybe_applied => return Err(Next::Fail(Error::Unknown)),
+            _ => {}
+        }
+        let session = &self.client.shared.session;
+        self.in_flight = session.begin(view.swarm, partition, self.remaining()).await;
+        if self.in_flight.is_none() {
+            self.last = Error::Overloaded;
+            return Err(Next::Pause);
+        }
+        Ok(())
+    }
+
+    fn request(&self, partition: PartitionId, remaining: Duration) -> (Request, Duration) {
+        let timeout = remaining.min(ATTEMPT_TIMEOUT);
+        let forwarded = false;
+        let consistency = self.client.consistency;
+        let read = |query| Request::Read {
+            partition,
+            consistency,
+            query,
+            forwarded,
+        };
+        match (&self.action, &self.in_flight) {
+            (Action::Write(operation), Some(in_flight)) => {
+                let request = Request::Write {
+                    partition,
+                    origin: in_flight.origin(),
+                    operation: operation.clone(),
+                    forwarded,
+                };
+                (request, timeout)
+            }
+            (Action::Write(_), None) => unreachable!("a write has a number before it is sent"),
+            (Action::Get { key }, _) => (read(Query::Get { key: key.clone() }), timeout),
+            (Action::Scan { query, .. }, _) => (read(query.clone()), timeout),
+            (Action::Wait { key, seen }, _) => {
+                let slice = remaining.min(WAIT_SLICE);
+                let request = Request::Wait {
+                    partition,
+                    key: key.clone(),
+                    seen: *seen,
+                    timeout_ms: u32::try_from(slice.as_millis()).unwrap_or(MAX_WAIT_MS),
+                    forwarded,
+                };
+                (request, slice + ATTEMPT_TIMEOUT)
+            }
+        }
+    }
+
+    fn judge(&mut self, node: NodeId, partition: PartitionId, answer: Result<Response, RpcError>) -> Next {
+        let write = matches!(self.action, Action::Write(_));
+        match answer {
+            Ok(Response::Reply(reply)) if write => self.judge_reply(reply),
+            Ok(Response::Answer { answer, .. }) if !write => Next::Done(Outcome::Answer(answer)),
+            Ok(Response::Unchanged) if matches!(self.action, Action::Wait { .. }) => {
+                // The leader is well; it is asked again until the deadline.
+                self.heard = true;
+                self.asked = Asked::default();
+                self.no_quorum_since = None;
+                self.pause = MIN_PAUSE;
+                Next::Pause
+            }
+            Ok(Response::Unknown) if write => {
+                self.lost(node, partition);
+                Next::Pause
+            }
+            Ok(Response::Refused(refusal)) => self.judge_refusal(node, partition, refusal),
+            Ok(_) => Next::Fail(unexpected()),
+            Err(RpcError::NotSent(_)) => {
+                self.last = Error::Unreachable;
+                self.silence(node, partition);
+                Next::Hop
+            }
+            Err(RpcError::Lost(_)) => {
+                self.asked.silent.insert(node);
+                self.lost(node, partition);
+                Next::Hop
+            }
+        }
+    }
+
+    fn judge_reply(&mut self, reply: Reply) -> Next {
+        match reply {
+            Reply::Sealed { .. } => {
+                self.last = Error::NotServing;
+                self.doubts = true;
+                Next::Pause
+            }
+            Reply::TooManySessions => {
+                self.last = Error::Overloaded;
+                Next::Pause
+            }
+            // Our own numbers are not settled while we send them; whoever thinks so knows more than we do.
+            Reply::Settled => {
+                self.maybe_applied = true;
+                Next::Fail(Error::Unknown)
+            }
+            reply => Next::Done(Outcome::Reply(reply)),
+        }
+    }
+
+    fn judge_refusal(&mut self, node: NodeId, partition: PartitionId, refusal: Refusal) -> Next {
+        let router = &self.client.shared.router;
+        match refusal {
+            Refusal::NotLeader { leader: Some(leader) } if leader != node => {
+                self.last = Error::NoQuorum;
+                router.set_leader(partition, leader);
+                Next::Hop
+            }
+            Refusal::NotLeader { .. } => {
+                self.last = Error::NoQuorum;
+                router.forget_leader(partition, node);
+                self.doubts = true;
+                Next::Pause
+            }
+            Refusal::NoQuorum => {
+                self.last = Error::NoQuorum;
+                self.no_quorum_since.get_or_insert(self.client.now());
+                router.forget_leader(partition, node);
+                self.doubts = true;
+                Next::Hop
+            }
+            Refusal::Overloaded => {
+                self.last = Error::Overloaded;
+                self.no_quorum_since = None;
+                Next::Pause
+            }
+            Refusal::NotServing => {
+                self.last = Error::NotServing;
+                self.silence(node, partition);
+                Next::Hop
+            }
+            Refusal::BadRequest(reason) => Next::Fail(Error::Refused(reason)),
+        }
+    }
+
+    /// An attempt left, and what came of it is not known.
+    fn lost(&mut self, node: NodeId, partition: PartitionId) {
+        self.last = Error::TimedOut;
+        self.no_quorum_since = None;
+        self.maybe_applied |= matches!(self.action, Action::Write(_));
+        self.client.shared.router.forget_leader(partition, node);
+        self.doubts = true;
+    }
+
+    /// The node cannot serve us.
+    fn silence(&mut self, node: NodeId, partition: PartitionId) {
+        self.asked.silent.insert(node);
+        self.client.shared.router.forget_leader(partition, node);
+        self.doubts = true;
+    }
+}
+
+/// Asks one node, which need not be linked yet, something that can be asked any number of times.
+pub(super) async fn ask<R: Rpc>(
+    client: &Client<R>,
+    to: Option<NodeId>,
+    request: Request,
+) -> Result<Response, Error> {
+    let router = &client.shared.router;
+    let deadline = client.now() + client.deadline;
+    let mut pause = MIN_PAUSE;
+    let mut last = Error::Unreachable;
+    let mut turn = 0;
+    loop {
+        let linked = router.rpc.linked();
+        let node = match to {
+            Some(node) => Some(node),
+            None if linked.is_empty() => None,
+            None => Some(linked[turn % linked.len()]),
+        };
+        turn += 1;
+        if let Some(node) = node {
+            if !linked.contains(&node) {
+                let view = router.cached();
+                let member = view
+                    .iter()
+                    .flat_map(|view| &view.members)
+                    .find(|member| member.node == node);
+                let addresses = member.map_or(&[][..], |member| &member.addresses);
+                router.rpc.want(node, addresses);
+            }
+            let timeout = deadline.since(client.now()).min(ATTEMPT_TIMEOUT);
+            match router.rpc.call(node, request.clone(), timeout).await {
+                Ok(Response::Refused(Refusal::BadRequest(reason))) => {
+                    return Err(Error::Refused(reason));
+                }
+                Ok(Response::Refused(Refusal::Overloaded)) => last = Error::Overloaded,
+                Ok(Response::Refused(_)) => last = Error::NotServing,
+                Ok(response) => return Ok(response),
+                Err(RpcError::NotSent(_)) => last = Error::Unreachable,
+                Err(RpcError::Lost(_)) => last = Error::TimedOut,
+            }
+        }
+        let remaining = deadline.since(client.now());
+        if remaining.is_zero() {
+            return Err(last);
+        }
+        tokio::time::sleep(pause.min(remaining)).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}

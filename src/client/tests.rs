@@ -1,0 +1,675 @@
+//! The client over a network that exists only here: real state machines behind nodes that do what a test says.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use futures::TryStreamExt;
+use rand::SeedableRng;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::id::SwarmId;
+use crate::membership::MemberState;
+use crate::state_machine::{Command, PartitionTime, StateMachine};
+use crate::wire::{MemberView, Refusal, RpcError};
+
+const PARTITIONS: u32 = 8;
+const MS: Duration = Duration::from_millis(1);
+
+fn node(number: u8) -> NodeId {
+    NodeId::from_public_key([number; 32])
+}
+
+/// What happens to the next request about data.
+#[derive(Debug, Clone)]
+enum Fault {
+    /// It is applied, and the answer is lost.
+    LoseAnswer,
+    /// It is lost on the way.
+    LoseRequest,
+    /// It is applied later, and the sender never hears of it.
+    Delay,
+    /// It cannot be sent.
+    NotSent,
+    /// Nobody answers until the time is up.
+    Silence,
+    /// It is applied, and the leader does not know.
+    Unknown,
+    Refuse(Refusal),
+}
+
+/// What a node answers to every request about data.
+#[derive(Debug, Clone)]
+enum Mood {
+    Sound,
+    /// Sends on what it cannot answer.
+    Forwarding,
+    Silent,
+    Refusing(Refusal),
+}
+
+struct World {
+    swarm: SwarmId,
+    leader: NodeId,
+    linked: Vec<NodeId>,
+    moods: BTreeMap<NodeId, Mood>,
+    partitions: Vec<StateMachine>,
+    index: u64,
+    faults: VecDeque<Fault>,
+    /// Once the script is used up: one request in `.0` meets one of these faults.
+    chaos: Option<(u32, Vec<Fault>, StdRng)>,
+    delayed: Vec<Request>,
+    asked: Vec<NodeId>,
+    views: u32,
+    wanted: Vec<NodeId>,
+}
+
+/// Three nodes; the first leads all partitions; all are linked and the second and third redirect.
+#[derive(Clone)]
+struct Net(Arc<Mutex<World>>);
+
+impl Net {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(World {
+            swarm: SwarmId(7),
+            leader: node(1),
+            linked: vec![node(1), node(2), node(3)],
+            moods: BTreeMap::new(),
+            partitions: vec![StateMachine::default(); PARTITIONS as usize],
+            index: 0,
+            faults: VecDeque::new(),
+            chaos: None,
+            delayed: Vec::new(),
+            asked: Vec::new(),
+            views: 0,
+            wanted: Vec::new(),
+        })))
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        lock(&self.0)
+    }
+
+    fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.world().faults.extend(faults);
+    }
+
+    fn mood(&self, number: u8, mood: Mood) {
+        self.world().moods.insert(node(number), mood);
+    }
+
+    fn client(&self) -> Client<Net> {
+        self.client_drawing(1)
+    }
+
+    fn client_drawing(&self, seed: u64) -> Client<Net> {
+        let start = Instant::now();
+        let clock = move || Timestamp::ZERO + start.elapsed();
+        Client::new(self.clone(), Arc::new(clock), StdRng::seed_from_u64(seed))
+    }
+
+    fn asked(&self) -> usize {
+        self.world().asked.len()
+    }
+}
+
+impl World {
+    fn view(&self, from: NodeId) -> SwarmView {
+        let member = |number| MemberView {
+            node: node(number),
+            addresses: vec![format!("/memory/{number}")],
+            weight: 1,
+            state: MemberState::Alive,
+            draining: false,
+            on_ring: true,
+        };
+        SwarmView {
+            swarm: self.swarm,
+            name: "test".to_owned(),
+            partitions: PARTITIONS,
+            node: from,
+            members: (1..=3).map(member).collect(),
+            leaders: vec![Some(self.leader); PARTITIONS as usize],
+        }
+    }
+
+    fn apply(&mut self, request: &Request) -> Response {
+        match request {
+            Request::Write {
+                partition,
+                origin,
+                operation,
+                ..
+            } => {
+                self.index += 1;
+                let command = Command {
+                    time: PartitionTime(self.index),
+                    origin: Some(*origin),
+                    operation: operation.clone(),
+                };
+                Response::Reply(self.partitions[partition.0 as usize].apply(self.index, command))
+            }
+            Request::Read {
+                partition,
+                consistency,
+                query,
+                ..
+            } => Response::Answer {
+                answer: self.partitions[partition.0 as usize].query(query),
+                stale: *consistency == Consistency::Stale,
+            },
+            other => panic!("not about data: {other:?}"),
+        }
+    }
+
+    fn next_fault(&mut self) -> Option<Fault> {
+        if let Some(fault) = self.faults.pop_front() {
+            return Some(fault);
+        }
+        let (one_in, faults, rng) = self.chaos.as_mut()?;
+        if rng.random_range(0..*one_in) > 0 {
+            return None;
+        }
+        let fault = faults[rng.random_range(0..faults.len())].clone();
+        Some(fault)
+    }
+
+    /// Before or after others: what was delayed arrives at last.
+    fn deliver_some(&mut self) {
+        while let Some((_, _, rng)) = &mut self.chaos
+            && !self.delayed.is_empty()
+            && rng.random_bool(0.5)
+        {
+            let at = rng.random_range(0..self.delayed.len());
+            let request = self.delayed.swap_remove(at);
+            self.apply(&request);
+        }
+    }
+}
+
+impl Rpc for Net {
+    async fn call(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
+        sleep(MS).await;
+        let silence = async {
+            sleep(timeout.saturating_sub(MS)).await;
+            Err(RpcError::Lost("time is up"))
+        };
+        let (waits, mood) = {
+            let mut world = self.world();
+            if !world.linked.contains(&to) {
+                return Err(RpcError::NotSent("no link"));
+            }
+            let mood = world.moods.get(&to).cloned().unwrap_or(Mood::Sound);
+            (matches!(request, Request::Wait { .. }), {
+                if !matches!(request, Request::View | Request::Ticket) {
+                    world.asked.push(to);
+                }
+                mood
+            })
+        };
+        match (&request, &mood) {
+            (_, Mood::Silent) => return silence.await,
+            (Request::View, _) => {
+                let mut world = self.world();
+                world.views += 1;
+                return Ok(Response::View(world.view(to)));
+            }
+            (Request::Ticket, _) => return Ok(Response::Ticket("rt1".to_owned())),
+            (Request::Leave, _) => return Ok(Response::Leaving),
+            (_, Mood::Refusing(refusal)) => return Ok(Response::Refused(refusal.clone())),
+            (_, Mood::Sound) => {
+                let leader = self.world().leader;
+                let stale = matches!(
+                    request,
+                    Request::Read {
+                        consistency: Consistency::Stale,
+                        ..
+                    }
+                );
+                if leader != to && !stale {
+                    return Ok(Response::Refused(Refusal::NotLeader { leader: Some(leader) }));
+                }
+            }
+            (_, Mood::Forwarding) => {}
+        }
+        if waits {
+            return self.wait(request).await;
+        }
+        let fault = {
+            let mut world = self.world();
+            world.deliver_some();
+            world.next_fault()
+        };
+        match fault {
+            None => Ok(self.world().apply(&request)),
+            Some(Fault::LoseAnswer) => {
+                self.world().apply(&request);
+                Err(RpcError::Lost("link broke"))
+            }
+            Some(Fault::LoseRequest) => Err(RpcError::Lost("link broke")),
+            Some(Fault::Delay) => {
+                self.world().delayed.push(request);
+                Err(RpcError::Lost("link broke"))
+            }
+            Some(Fault::NotSent) => Err(RpcError::NotSent("queue is full")),
+            Some(Fault::Silence) => silence.await,
+            Some(Fault::Unknown) => {
+                self.world().apply(&request);
+                Ok(Response::Unknown)
+            }
+            Some(Fault::Refuse(refusal)) => Ok(Response::Refused(refusal)),
+        }
+    }
+
+    fn linked(&self) -> Vec<NodeId> {
+        self.world().linked.clone()
+    }
+
+    fn want(&self, node: NodeId, addresses: &[String]) {
+        assert_eq!(addresses.len(), 1);
+        self.world().wanted.push(node);
+    }
+}
+
+impl Net {
+    async fn wait(&self, request: Request) -> Result<Response, RpcError> {
+        let Request::Wait {
+            partition,
+            key,
+            seen,
+            timeout_ms,
+            ..
+        } = request
+        else {
+            panic!("no wait");
+        };
+        for _ in 0..timeout_ms {
+            sleep(MS).await;
+            let query = Query::Get { key: key.clone() };
+            let answer = self.world().partitions[partition.0 as usize].query(&query);
+            if let crate::state_machine::Answer::Entry(Some(entry)) = &answer
+                && Some(entry.version) != seen
+            {
+                let stale = false;
+                return Ok(Response::Answer { answer, stale });
+            }
+        }
+        Ok(Response::Unchanged)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_operation_does_what_it_says() {
+    let client = Net::new().client();
+    assert_eq!(client.get("k").await, Ok(None));
+    let first = client.put("k", "v").await.unwrap();
+    let entry = client.get("k").await.unwrap().unwrap();
+    assert_eq!(
+        (entry.value.as_slice(), entry.version, entry.ttl_ms),
+        (&b"v"[..], first, None)
+    );
+    let second = client.compare_and_swap("k", Some(first), "w").await.unwrap();
+    assert_eq!(
+        client.compare_and_swap("k", Some(first), "x").await,
+        Err(Error::Conflict {
+            version: Some(second)
+        })
+    );
+    assert_eq!(client.increment("k", 1).await, Err(Error::NotAnInteger));
+    assert_eq!(client.delete("k").await, Ok(true));
+    assert_eq!(client.delete("k").await, Ok(false));
+    assert_eq!(client.increment("n", 3).await, Ok(3));
+    assert_eq!(client.increment("n", -1).await, Ok(2));
+    assert_eq!(client.expire("k", None).await, Err(Error::NotFound));
+    client
+        .put_with_ttl("t", "v", Duration::from_nanos(1))
+        .await
+        .unwrap();
+    assert_eq!(client.ticket().await, Ok("rt1".to_owned()));
+    assert_eq!(client.leave(node(2)).await, Ok(()));
+    assert_eq!(client.view().await.unwrap().partitions, PARTITIONS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_are_checked_before_anything_is_sent() {
+    let net = Net::new();
+    let error = net.client().put("k", vec![0; 2 << 20]).await.unwrap_err();
+    assert!(matches!(
+        error,
+        Error::Limit(LimitError::TooLarge {
+            what: "value",
+            size: 2_097_152,
+            ..
+        })
+    ));
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert_eq!(
+        net.client().get("").await,
+        Err(Error::Limit(LimitError::EmptyKey))
+    );
+    assert_eq!(net.asked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leader_is_asked_in_one_hop_and_the_view_once() {
+    let net = Net::new();
+    let client = net.client();
+    for key in 0..50 {
+        client.put(format!("k{key}"), "v").await.unwrap();
+    }
+    assert_eq!(net.world().asked, vec![node(1); 50]);
+    assert_eq!(net.world().views, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_is_followed_at_once_and_remembered() {
+    let net = Net::new();
+    let client = net.client();
+    client.put("k", "1").await.unwrap();
+    net.world().leader = node(2);
+    let start = Instant::now();
+    client.put("k", "2").await.unwrap();
+    assert!(start.elapsed() < 5 * MS);
+    client.put("k", "3").await.unwrap();
+    assert_eq!(net.world().asked, [1, 1, 2, 2].map(node));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_point_at_each_other_end_at_the_deadline() {
+    let net = Net::new();
+    for (from, to) in [(1, 2), (2, 3), (3, 1)] {
+        let leader = Some(node(to));
+        net.mood(from, Mood::Refusing(Refusal::NotLeader { leader }));
+    }
+    let start = Instant::now();
+    let error = net.client().put("k", "v").await.unwrap_err();
+    assert_eq!((error.outcome(), error), (Outcome::NotApplied, Error::NoQuorum));
+    assert_eq!(start.elapsed().as_secs(), 5);
+    // With pauses between the rounds.
+    assert!(net.asked() < 200, "{}", net.asked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_without_a_link_is_wished_for_and_reached_through_others() {
+    let net = Net::new();
+    net.world().linked = vec![node(2)];
+    net.mood(2, Mood::Forwarding);
+    let client = net.client();
+    assert!(client.put("k", "v").await.is_ok());
+    assert_eq!(net.world().wanted, [node(1)]);
+    net.world().linked.push(node(1));
+    client.put("k", "w").await.unwrap();
+    assert_eq!(net.world().asked, [2, 1].map(node));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_answer_is_lost_happens_once() {
+    let net = Net::new();
+    let client = net.client();
+    net.script([Fault::LoseAnswer, Fault::LoseAnswer]);
+    assert_eq!(client.increment("n", 1).await, Ok(1));
+    net.script([Fault::Unknown, Fault::LoseRequest, Fault::NotSent]);
+    assert_eq!(client.increment("n", 1).await, Ok(2));
+    // A swap that was applied is answered as applied, although its expectation does not hold any more.
+    net.script([Fault::LoseAnswer]);
+    assert!(client.compare_and_swap("c", None, "v").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_never_answered_is_unknown() {
+    let net = Net::new();
+    let client = net.client();
+    client.put("k", "v").await.unwrap();
+    net.script([Fault::LoseRequest]);
+    net.script(vec![Fault::Refuse(Refusal::NoQuorum); 10_000]);
+    let start = Instant::now();
+    let error = client.put("k", "w").await.unwrap_err();
+    assert_eq!((error.outcome(), error), (Outcome::MayBeApplied, Error::Unknown));
+    assert_eq!(start.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failover_is_only_a_pause() {
+    let net = Net::new();
+    let client = net.client();
+    client.put("k", "v").await.unwrap();
+    net.mood(1, Mood::Refusing(Refusal::NoQuorum));
+    net.mood(2, Mood::Refusing(Refusal::NotLeader { leader: None }));
+    net.mood(3, Mood::Refusing(Refusal::NoQuorum));
+    let heal = async {
+        sleep(1000 * MS).await;
+        net.mood(1, Mood::Silent);
+        net.mood(2, Mood::Sound);
+        net.mood(3, Mood::Sound);
+        net.world().leader = node(3);
+    };
+    let (result, ()) = tokio::join!(client.put("k", "w"), heal);
+    assert!(result.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_side_without_quorum_says_so_well_before_the_deadline_and_serves_stale_reads() {
+    let net = Net::new();
+    let client = net.client();
+    client.put("k", "v").await.unwrap();
+    net.world().linked = vec![node(2), node(3)];
+    for number in [2, 3] {
+        net.mood(number, Mood::Refusing(Refusal::NoQuorum));
+    }
+    let start = Instant::now();
+    let error = client.put("k", "w").await.unwrap_err();
+    assert_eq!((error.outcome(), error), (Outcome::NotApplied, Error::NoQuorum));
+    assert_eq!(client.get("k").await, Err(Error::NoQuorum));
+    let elapsed = start.elapsed();
+    assert!(elapsed >= 3000 * MS && elapsed < 3800 * MS, "{elapsed:?}");
+    for number in [2, 3] {
+        net.mood(number, Mood::Sound);
+    }
+    assert_eq!(client.get_stale("k").await.unwrap().unwrap().value, b"v");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_leader_costs_one_attempt_and_not_the_deadline() {
+    let net = Net::new();
+    let client = net.client();
+    client.put("k", "v").await.unwrap();
+    net.mood(1, Mood::Silent);
+    net.mood(2, Mood::Forwarding);
+    net.mood(3, Mood::Forwarding);
+    let start = Instant::now();
+    client.put("k", "w").await.unwrap();
+    let elapsed = start.elapsed();
+    assert!(elapsed < 1200 * MS, "{elapsed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_link_the_swarm_is_unreachable() {
+    let net = Net::new();
+    let client = net.client();
+    net.world().linked.clear();
+    let client = client.with_deadline(300 * MS);
+    let start = Instant::now();
+    assert_eq!(client.put("k", "v").await, Err(Error::Unreachable));
+    assert_eq!(client.ticket().await, Err(Error::Unreachable));
+    assert_eq!(client.scan("").try_next().await, Err(Error::Unreachable));
+    assert_eq!(start.elapsed().as_millis(), 900);
+    // A link that comes back within the deadline is used.
+    let relink = async {
+        sleep(100 * MS).await;
+        net.world().linked.push(node(1));
+    };
+    let (result, ()) = tokio::join!(client.put("k", "v"), relink);
+    assert!(result.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_leader_is_given_time() {
+    let net = Net::new();
+    let client = net.client();
+    net.script(vec![Fault::Refuse(Refusal::Overloaded); 5]);
+    let start = Instant::now();
+    client.put("k", "v").await.unwrap();
+    assert!(start.elapsed() > 70 * MS);
+    net.script(vec![Fault::Refuse(Refusal::Overloaded); 1000]);
+    assert_eq!(client.put("k", "v").await, Err(Error::Overloaded));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_does_not_follow_into_another_swarm() {
+    let net = Net::new();
+    let client = net.client();
+    client.put("k", "v").await.unwrap();
+    net.script([Fault::LoseRequest]);
+    net.world().swarm = SwarmId(8);
+    sleep(200 * MS).await;
+    assert_eq!(client.put("k", "w").await, Err(Error::Unknown));
+    // A new write goes there.
+    assert!(client.put("k", "w").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_with_the_change_or_with_the_deadline() {
+    let net = Net::new();
+    let client = net.client().with_deadline(Duration::from_secs(20));
+    let seen = client.put("k", "v").await.unwrap();
+    assert_eq!(client.wait_for_change("k", Some(seen)).await, Ok(None));
+    let write = async {
+        sleep(12_000 * MS).await;
+        client.put("k", "w").await.unwrap()
+    };
+    let start = Instant::now();
+    let (entry, version) = tokio::join!(client.wait_for_change("k", Some(seen)), write);
+    assert_eq!(entry.unwrap().unwrap().version, version);
+    assert!(start.elapsed() < 12_010 * MS);
+    assert_eq!(
+        client.wait_for_change("k", None).await.unwrap().unwrap().value,
+        b"w"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scan_is_sorted_over_all_partitions_and_pages() {
+    let net = Net::new();
+    let client = net.client();
+    // More than one page per partition: 8192 / 8 are 1024, bounded by MAX_SCAN_ENTRIES.
+    let keys: Vec<String> = (0..10_000).map(|key| format!("a{key:05}")).collect();
+    for key in &keys {
+        client.put(key.as_str(), "v").await.unwrap();
+    }
+    client.put("b", "v").await.unwrap();
+    net.script([Fault::LoseAnswer, Fault::NotSent]);
+    let found: Vec<_> = client
+        .scan("a")
+        .map_ok(|(key, _)| key)
+        .try_collect()
+        .await
+        .unwrap();
+    let expected: Vec<_> = keys.iter().map(|key| key.clone().into_bytes()).collect();
+    assert!(found == expected, "{} of {}", found.len(), expected.len());
+    let none: Vec<_> = client.scan("c").try_collect().await.unwrap();
+    assert!(none.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_write_does_not_hold_up_the_session() {
+    let net = Net::new();
+    let client = net.client();
+    net.script([Fault::Silence]);
+    let cancelled = tokio::time::timeout(100 * MS, client.put("k", "v")).await;
+    assert!(cancelled.is_err());
+    for _ in 0..2000 {
+        client.put("k", "w").await.unwrap();
+    }
+}
+
+/// Whatever is lost, delayed or refused: an increment that succeeded counted once, one that failed not at all,
+/// and one that is unknown at most once.
+#[tokio::test(start_paused = true)]
+async fn under_chaos_every_write_happens_as_its_answer_says() {
+    let (mut ok, mut unknown, mut refused) = (0, 0, 0);
+    for seed in 0..150 {
+        let net = Net::new();
+        let faults = vec![
+            Fault::LoseAnswer,
+            Fault::LoseRequest,
+            Fault::Delay,
+            Fault::NotSent,
+            Fault::Unknown,
+            Fault::Refuse(Refusal::NotLeader { leader: None }),
+            Fault::Refuse(Refusal::NotLeader {
+                leader: Some(node(2)),
+            }),
+            Fault::Refuse(Refusal::Overloaded),
+            Fault::Refuse(Refusal::NotServing),
+        ];
+        let one_in = if seed % 3 == 0 { 1 } else { 2 };
+        net.world().chaos = Some((one_in, faults, StdRng::seed_from_u64(seed)));
+        net.mood(2, Mood::Forwarding);
+        // Three clients, each with two tasks.
+        let clients: Vec<_> = (0..3)
+            .map(|client| net.client_drawing(seed * 10 + client))
+            .collect();
+        let tasks = (0..6).map(|task| {
+            let client = clients[task / 2].with_deadline(400 * MS);
+            async move {
+                let mut results = Vec::new();
+                for _ in 0..10 {
+                    results.push(client.increment("n", 1).await);
+                }
+                results
+            }
+        });
+        let results = futures::future::join_all(tasks).await.concat();
+        {
+            // What is still under way arrives at last.
+            let mut world = net.world();
+            let delayed = std::mem::take(&mut world.delayed);
+            for request in delayed {
+                world.apply(&request);
+            }
+            world.chaos = None;
+        }
+        let entry = net.client_drawing(u64::MAX).get("n").await.unwrap();
+        let value = entry.map_or(0, |entry| {
+            String::from_utf8(entry.value).unwrap().parse().unwrap()
+        });
+        let mut sums: Vec<i64> = results.iter().flatten().copied().collect();
+        let maybe = results
+            .iter()
+            .filter(|result| matches!(result, Err(error) if error.outcome() == Outcome::MayBeApplied))
+            .count();
+        assert!(
+            sums.len() <= value && value <= sums.len() + maybe,
+            "seed {seed}: {value} counted, {} succeeded, {maybe} unknown",
+            sums.len()
+        );
+        ok += sums.len();
+        unknown += maybe;
+        refused += results.len() - sums.len() - maybe;
+        sums.sort_unstable();
+        sums.dedup();
+        assert_eq!(
+            sums.len() + maybe + refused_in(&results),
+            results.len(),
+            "seed {seed}"
+        );
+    }
+    // The run counts only if all of it occurred.
+    assert!(
+        ok > 1000 && unknown > 100 && refused > 0,
+        "{ok} {unknown} {refused}"
+    );
+}
+
+fn refused_in(results: &[Result<i64, Error>]) -> usize {
+    results
+        .iter()
+        .filter(|result| matches!(result, Err(error) if error.outcome() == Outcome::NotApplied))
+        .count()
+}
+
+#[test]
+fn a_time_to_live_is_rounded_up() {
+    assert_eq!(ttl_ms(Duration::ZERO), 1);
+    assert_eq!(ttl_ms(Duration::from_micros(1001)), 2);
+    assert_eq!(ttl_ms(Duration::MAX), u64::MAX);
+}
