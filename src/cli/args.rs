@@ -16,8 +16,8 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::{Reach, Up};
-use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use super::{Command, Invocation, bench, inspect, kv, leave};
+use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,12 +46,26 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options for every command")]
 struct Global {
-    /// A node to speak to or to join: an address (192.168.1.7:7400) or a ticket (rt1...)
-    #[arg(long, global = true, value_name = "ADDRESS", env = "ROUNDTABLE_JOIN", value_delimiter = ',', hide_env_values = true)]
+    /// A node to speak to or to join: an address (192.168.1.7:7400) or a ticket (rt1...); repeatable
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "ROUNDTABLE_JOIN",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
     join: Vec<String>,
 
     /// The swarm's name
-    #[arg(long, global = true, value_name = "NAME", env = "ROUNDTABLE_SWARM", default_value = "default", hide_default_value = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "ROUNDTABLE_SWARM",
+        default_value = "default",
+        hide_default_value = true
+    )]
     swarm: String,
 
     /// A file that holds the swarm's secret
@@ -63,11 +77,24 @@ struct Global {
     no_mdns: bool,
 
     /// Where the nodes of this machine leave their addresses, if not in the user's runtime directory
-    #[arg(long, global = true, value_name = "DIR", env = "ROUNDTABLE_RUNTIME_DIR", hide_short_help = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "ROUNDTABLE_RUNTIME_DIR",
+        hide_short_help = true
+    )]
     runtime_dir: Option<PathBuf>,
 
     /// How answers are written
-    #[arg(long, global = true, value_name = "FORMAT", env = "ROUNDTABLE_FORMAT", value_enum, default_value_t)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "ROUNDTABLE_FORMAT",
+        value_enum,
+        default_value_t
+    )]
     format: FormatName,
 
     /// How long an operation may take, for example 500ms or 5s
@@ -88,7 +115,9 @@ enum Sub {
     Up(UpArgs),
 
     /// Set a key
-    #[command(after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png")]
+    #[command(
+        after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png"
+    )]
     Put {
         #[command(flatten)]
         key: Key,
@@ -100,7 +129,9 @@ enum Sub {
     },
 
     /// Write a key's value to standard output
-    #[command(after_help = "The value's bytes are written as they are; a line end follows only on a terminal.\nWith --format json: value, its encoding (utf8 or base64), version and time to live.\nExit code 3 if the key is not there.")]
+    #[command(
+        after_help = "The value's bytes are written as they are; a line end follows only on a terminal.\nWith --format json: value, its encoding (utf8 or base64), version and time to live.\nExit code 3 if the key is not there."
+    )]
     Get {
         #[command(flatten)]
         key: Key,
@@ -117,14 +148,21 @@ enum Sub {
     },
 
     /// Set a key only if it is at a known version, or absent
-    #[command(after_help = "Examples:\n  roundtable cas leader node-7 --absent\n  roundtable cas leader node-8 --version 12\n\nExit code 4 if the key is at another version; nothing is written then.")]
+    #[command(
+        after_help = "Examples:\n  roundtable cas leader node-7 --absent\n  roundtable cas leader node-8 --version 12\n\nExit code 4 if the key is at another version; nothing is written then."
+    )]
     Cas {
         #[command(flatten)]
         key: Key,
         #[command(flatten)]
         value: Value,
         /// The version that the key must be at (put, get and scan show it)
-        #[arg(long, value_name = "N", required_unless_present = "absent", conflicts_with = "absent")]
+        #[arg(
+            long,
+            value_name = "N",
+            required_unless_present = "absent",
+            conflicts_with = "absent"
+        )]
         version: Option<u64>,
         /// The key must not exist
         #[arg(long)]
@@ -135,7 +173,9 @@ enum Sub {
     },
 
     /// Add to a counter and print it
-    #[command(after_help = "Examples:\n  roundtable incr visits\n  roundtable incr stock -5\n\nA key that does not exist counts as 0. A retry after a lost answer does not count twice.")]
+    #[command(
+        after_help = "Examples:\n  roundtable incr visits\n  roundtable incr stock -5\n\nA key that does not exist counts as 0. A retry after a lost answer does not count twice."
+    )]
     Incr {
         #[command(flatten)]
         key: Key,
@@ -155,7 +195,9 @@ enum Sub {
     },
 
     /// List keys
-    #[command(after_help = "Each line is key, version and value, separated by tabs; bytes that cannot be printed are escaped.\nKeys come in the order of their bytes. Not a snapshot: a key written meanwhile may or may not be seen.")]
+    #[command(
+        after_help = "Each line is key, version and value, separated by tabs; bytes that cannot be printed are escaped.\nKeys come in the order of their bytes. Not a snapshot: a key written meanwhile may or may not be seen."
+    )]
     Scan {
         /// Only keys that begin with this
         #[arg(default_value = "", hide_default_value = true)]
@@ -169,7 +211,9 @@ enum Sub {
     },
 
     /// Print a key's value each time that it changes
-    #[command(after_help = "Prints the present value first. Changes that follow each other quickly may be seen as\none; a removal alone is not shown.\nEnds with Ctrl-C, or after --count.")]
+    #[command(
+        after_help = "Prints the present value first. Changes that follow each other quickly may be seen as\none; a removal alone is not shown.\nEnds with Ctrl-C, or after --count."
+    )]
     Watch {
         #[command(flatten)]
         key: Key,
@@ -191,7 +235,9 @@ enum Sub {
     },
 
     /// Show how a node is
-    #[command(after_help = "Exit code 0 if the node serves, 5 if a replica of it has no quorum, 6 if it has no swarm or does not answer.")]
+    #[command(
+        after_help = "Exit code 0 if the node serves, 5 if a replica of it has no quorum, 6 if it has no swarm or does not answer."
+    )]
     Status {
         /// Which node: its id, or the end of it
         #[arg(env = "ROUNDTABLE_NODE")]
@@ -202,18 +248,24 @@ enum Sub {
     Ticket,
 
     /// Let a node hand over everything it holds, and end
-    #[command(after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same.")]
+    #[command(
+        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same."
+    )]
     Leave {
         /// Which node: its id, or the end of it
         node: Option<String>,
     },
 
     /// Measure how fast the swarm is from here
-    #[command(after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep.")]
+    #[command(
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+    )]
     Bench(BenchArgs),
 
     /// Talk to everyone in a room, and use the store while talking
-    #[command(after_help = "Plain text is a message to the room; /help lists the commands. From a pipe, each line is one entry:\n  printf 'hello\\n/put greeting hello\\n' | roundtable chat bot")]
+    #[command(
+        after_help = "Plain text is a message to the room; /help lists the commands. From a pipe, each line is one entry:\n  printf 'hello\\n/put greeting hello\\n' | roundtable chat bot"
+    )]
     Chat {
         /// Your name
         #[arg(value_name = "NICK", env = "ROUNDTABLE_NICK", value_parser = super::chat::check_name)]
@@ -281,7 +333,12 @@ struct UpArgs {
     #[arg(long, env = "ROUNDTABLE_OPEN", value_parser = FalseyValueParser::new())]
     open: bool,
     /// Listen exactly here (repeatable), for example /ip4/10.0.0.5/tcp/7400
-    #[arg(long, value_name = "ADDRESS", env = "ROUNDTABLE_LISTEN", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "ROUNDTABLE_LISTEN",
+        value_delimiter = ','
+    )]
     listen: Vec<String>,
     /// Listen on this port instead of the first free one
     #[arg(long, value_name = "PORT", env = "ROUNDTABLE_PORT")]
@@ -349,7 +406,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     let target = Target {
         swarm: global.swarm,
         secret_file: global.secret_file,
-        join: global.join.into_iter().filter(|address| !address.is_empty()).collect(),
+        join: global
+            .join
+            .into_iter()
+            .filter(|address| !address.is_empty())
+            .collect(),
         mdns: !global.no_mdns,
         runtime_dir: global.runtime_dir,
         timeout: global.timeout,
@@ -381,9 +442,7 @@ fn command(sub: Sub) -> Result<Command, String> {
             key: key.key.0,
             stale,
         }),
-        Sub::Del { key } => Command::Del(kv::Del {
-            key: key.key.0,
-        }),
+        Sub::Del { key } => Command::Del(kv::Del { key: key.key.0 }),
         Sub::Cas {
             key,
             value,
@@ -396,10 +455,7 @@ fn command(sub: Sub) -> Result<Command, String> {
             expected: version.map_or(Expectation::Absent, Expectation::Version),
             ttl,
         }),
-        Sub::Incr { key, by } => Command::Incr(kv::Incr {
-            key: key.key.0,
-            by,
-        }),
+        Sub::Incr { key, by } => Command::Incr(kv::Incr { key: key.key.0, by }),
         Sub::Expire { key, ttl } => Command::Expire(kv::Expire {
             key: key.key.0,
             ttl: ttl.0,
@@ -415,9 +471,7 @@ fn command(sub: Sub) -> Result<Command, String> {
         }),
         Sub::Members => Command::Members,
         Sub::Ring => Command::Ring,
-        Sub::Where { key } => Command::Where(inspect::Where {
-            key: key.key.0,
-        }),
+        Sub::Where { key } => Command::Where(inspect::Where { key: key.key.0 }),
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
         Sub::Leave { node } => Command::Leave(leave::Leave { node }),
@@ -442,9 +496,6 @@ fn up(args: UpArgs) -> Result<Up, String> {
     if args.port.is_some() && !args.listen.is_empty() {
         return Err("--listen already holds the port: leave --port out".to_owned());
     }
-    if args.open && !args.lan && args.listen.is_empty() {
-        return Err("--open needs --lan or --listen: without them only this machine can come".to_owned());
-    }
     let reach = match (args.lan, args.listen) {
         (true, _) => Some(Reach::Lan),
         (false, listen) if listen.is_empty() => None,
@@ -467,10 +518,7 @@ fn bench_plan(args: &BenchArgs) -> Result<bench::Bench, String> {
         OperationName::Mixed => bench::Mix::Mixed,
     };
     if args.value_size > MAX_VALUE_BYTES {
-        return Err(format!(
-            "--value-size may be at most {} bytes",
-            MAX_VALUE_BYTES
-        ));
+        return Err(format!("--value-size may be at most {} bytes", MAX_VALUE_BYTES));
     }
     let under_way = args.clients.get().saturating_mul(args.pipeline.get());
     if under_way > bench::MAX_UNDER_WAY {
@@ -542,7 +590,6 @@ mod tests {
     #[test]
     fn contradictions_are_usage_errors_that_say_what_to_do() {
         for (line, hint) in [
-            ("up --open", "--open needs --lan"),
             ("up --lan --listen /ip4/1.2.3.4/tcp/1", "give one of them"),
             ("up --listen /ip4/1.2.3.4/tcp/1 --port 1", "leave --port out"),
             ("bench --clients 0", "0"),
@@ -578,7 +625,8 @@ mod tests {
 
     #[test]
     fn global_flags_stand_anywhere() {
-        let invocation = parse_words("--format json get k --join a,b --join c --timeout 250ms --no-mdns").expect("valid");
+        let invocation =
+            parse_words("--format json get k --join a,b --join c --timeout 250ms --no-mdns").expect("valid");
         assert_eq!(invocation.format, Format::Json);
         assert_eq!(invocation.target.join, ["a", "b", "c"]);
         assert_eq!(invocation.target.timeout, Duration::from_millis(250));

@@ -95,7 +95,10 @@ pub(super) fn choose(text: &str, nodes: impl Iterator<Item = NodeId>) -> Result<
         [] => Err(Failure::other(format!(
             "no member's id ends with `{end}`; `roundtable members` lists them"
         ))),
-        _ => Err(Failure::other(format!("{} members' ids end with `{end}`: write more of it", fitting.len()))),
+        _ => Err(Failure::other(format!(
+            "{} members' ids end with `{end}`: write more of it",
+            fitting.len()
+        ))),
     }
 }
 
@@ -332,14 +335,22 @@ impl Place {
         let replicas: Vec<String> = self.replicas.iter().map(|node| name(*node)).collect();
         let path = match self.leader {
             Some(leader) => format!("here -> {}, one hop to the leader", at(&leader)),
-            None => "here -> any replica, which waits for a leader: writes may end with `no quorum`".to_owned(),
+            None => {
+                "here -> any replica, which waits for a leader: writes may end with `no quorum`".to_owned()
+            }
         };
         let lines = [
             ("key", printable(&self.key)),
             ("token", format!("{} (its SHA-1)", hex(self.token.as_bytes()))),
             ("partition", format!("{} of {}", self.partition, self.partitions)),
-            ("owner", self.replicas.first().map_or_else(|| "nobody".to_owned(), at)),
-            ("leader", self.leader.as_ref().map_or_else(|| "none known".to_owned(), at)),
+            (
+                "owner",
+                self.replicas.first().map_or_else(|| "nobody".to_owned(), at),
+            ),
+            (
+                "leader",
+                self.leader.as_ref().map_or_else(|| "none known".to_owned(), at),
+            ),
             ("replicas", replicas.join(", ")),
             ("path", path),
         ];
@@ -355,7 +366,10 @@ impl Place {
         object.insert("partition".to_owned(), json!(self.partition.0));
         object.insert("partitions".to_owned(), json!(self.partitions));
         object.insert("owner".to_owned(), json!(replicas.first()));
-        object.insert("leader".to_owned(), json!(self.leader.map(|leader| leader.to_string())));
+        object.insert(
+            "leader".to_owned(),
+            json!(self.leader.map(|leader| leader.to_string())),
+        );
         object.insert("replicas".to_owned(), json!(replicas));
         object.insert("answered_by".to_owned(), json!(self.answered_by.to_string()));
         Value::Object(object)

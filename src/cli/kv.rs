@@ -31,7 +31,10 @@ impl Source {
             Self::Stdin => {
                 let mut value = Vec::new();
                 let one_too_many = MAX_VALUE_BYTES as u64 + 1;
-                std::io::stdin().lock().take(one_too_many).read_to_end(&mut value)?;
+                std::io::stdin()
+                    .lock()
+                    .take(one_too_many)
+                    .read_to_end(&mut value)?;
                 value
             }
         };
@@ -146,7 +149,11 @@ impl Cas {
             Expectation::Absent => None,
         };
         let version = match self.ttl {
-            Some(ttl) => client.compare_and_swap_with_ttl(self.key, expected, value, ttl).await,
+            Some(ttl) => {
+                client
+                    .compare_and_swap_with_ttl(self.key, expected, value, ttl)
+                    .await
+            }
             None => client.compare_and_swap(self.key, expected, value).await,
         };
         written(version?, output)
@@ -214,10 +221,7 @@ impl Scan {
         let mut entries = client.scan(self.prefix).take(limit);
         while let Some(entry) = entries.next().await {
             let (key, entry) = entry?;
-            output.answer(
-                || entry_line(&key, &entry),
-                || entry_json(&key, &entry),
-            )?;
+            output.answer(|| entry_line(&key, &entry), || entry_json(&key, &entry))?;
         }
         Ok(())
     }
@@ -254,10 +258,7 @@ impl Watch {
 }
 
 fn written(version: Version, output: Output) -> Result<(), Failure> {
-    output.answer(
-        || format!("version {version}"),
-        || json!({"version": version.0}),
-    )?;
+    output.answer(|| format!("version {version}"), || json!({"version": version.0}))?;
     Ok(())
 }
 
@@ -267,7 +268,12 @@ fn not_there(key: &[u8]) -> Failure {
 
 /// An entry as a line of `scan`.
 pub(super) fn entry_line(key: &[u8], entry: &Entry) -> String {
-    format!("{}\t{}\t{}", printable(key), entry.version, printable(&entry.value))
+    format!(
+        "{}\t{}\t{}",
+        printable(key),
+        entry.version,
+        printable(&entry.value)
+    )
 }
 
 fn entry_json(key: &[u8], entry: &Entry) -> Value {

@@ -31,12 +31,20 @@ impl Leave {
             }
             None => match session.linked().as_slice() {
                 [node] => *node,
-                [] => return Err(Failure::new(Code::Unreachable, "no node runs here: nothing was done")),
+                [] => {
+                    return Err(Failure::new(
+                        Code::Unreachable,
+                        "no node runs here: nothing was done",
+                    ));
+                }
                 several => {
                     let names: Vec<String> = several.iter().map(|node| name(*node)).collect();
                     return Err(Failure::new(
                         Code::Usage,
-                        format!("several nodes run here, say which should leave: {}", names.join(", ")),
+                        format!(
+                            "several nodes run here, say which should leave: {}",
+                            names.join(", ")
+                        ),
                     ));
                 }
             },

@@ -73,7 +73,11 @@ impl Output {
     }
 
     /// Writes the answer in the chosen format; only the chosen one is made.
-    pub(super) fn answer(self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> io::Result<()> {
+    pub(super) fn answer(
+        self,
+        text: impl FnOnce() -> String,
+        json: impl FnOnce() -> Value,
+    ) -> io::Result<()> {
         match self.format {
             Format::Text => self.line(&text()),
             Format::Json => self.line(&json().to_string()),

@@ -54,6 +54,12 @@ impl Up {
                  or --secret-file; if the swarm has none, say --open",
             ));
         }
+        if self.open && !far {
+            return Err(Failure::new(
+                Code::Usage,
+                "--open needs --lan, --listen or --join: without them only this machine can come",
+            ));
+        }
         self.reach = Some(reach);
         if self.open {
             note(&output.warning(
@@ -66,7 +72,10 @@ impl Up {
         let mut events = node.events();
         let story = Story {
             swarm: target.swarm,
-            ticket: node.ticket().filter(|_| far && !self.open),
+            invitation: far.then(|| {
+                let open = if self.open { "--open " } else { "" };
+                format!("roundtable up {open}--join {}", node.ticket())
+            }),
         };
         introduce(&node, output)?;
         loop {
@@ -113,7 +122,9 @@ fn reach_of(join: &[String]) -> Reach {
             ["ip4" | "ip6" | "dns" | "dns4" | "dns6", host, ..] => host,
             _ => address.as_str(),
         };
-        ["127.", "::1", "[::1]", "localhost"].iter().any(|near| host.starts_with(near))
+        ["127.", "::1", "[::1]", "localhost"]
+            .iter()
+            .any(|near| host.starts_with(near))
     };
     if join.iter().all(near) {
         Reach::ThisMachine
@@ -133,8 +144,8 @@ fn introduce(node: &Node, output: Output) -> io::Result<()> {
 #[derive(Debug)]
 struct Story {
     swarm: String,
-    /// To be shown when there is a swarm; `None`: nobody elsewhere needs it.
-    ticket: Option<String>,
+    /// The command that joins from another machine; `None`: none can.
+    invitation: Option<String>,
 }
 
 impl Story {
@@ -146,8 +157,12 @@ impl Story {
         match event {
             NodeEvent::Listening(address) => format!("listening on {}", plain_address(address)),
             NodeEvent::Looking => format!("looking for the swarm `{}`", self.swarm),
-            NodeEvent::Founded(swarm) => format!("founded the swarm `{}` {swarm}{}", self.swarm, self.invitation()),
-            NodeEvent::Joined(swarm) => format!("joined the swarm `{}` {swarm}{}", self.swarm, self.invitation()),
+            NodeEvent::Founded(swarm) => {
+                format!("founded the swarm `{}` {swarm}{}", self.swarm, self.invitation())
+            }
+            NodeEvent::Joined(swarm) => {
+                format!("joined the swarm `{}` {swarm}{}", self.swarm, self.invitation())
+            }
             NodeEvent::Member {
                 node,
                 change,
@@ -181,8 +196,8 @@ impl Story {
 
     /// The line to paste elsewhere.
     fn invitation(&self) -> String {
-        match &self.ticket {
-            Some(ticket) => format!("\nto join from another machine:\n  roundtable up --join {ticket}"),
+        match &self.invitation {
+            Some(command) => format!("\nto join from another machine:\n  {command}"),
             None => String::new(),
         }
     }
@@ -192,10 +207,10 @@ impl Story {
             NodeEvent::Listening(address) => json!({"event": "listening", "address": address}),
             NodeEvent::Looking => json!({"event": "looking", "name": self.swarm}),
             NodeEvent::Founded(swarm) => {
-                json!({"event": "founded", "swarm": swarm.to_string(), "ticket": self.ticket})
+                json!({"event": "founded", "swarm": swarm.to_string(), "invitation": self.invitation})
             }
             NodeEvent::Joined(swarm) => {
-                json!({"event": "joined", "swarm": swarm.to_string(), "ticket": self.ticket})
+                json!({"event": "joined", "swarm": swarm.to_string(), "invitation": self.invitation})
             }
             NodeEvent::Member {
                 node,
@@ -301,10 +316,10 @@ mod tests {
     use super::*;
     use crate::id::{NodeId, SwarmId};
 
-    fn story(ticket: Option<&str>) -> Story {
+    fn story(invitation: Option<&str>) -> Story {
         Story {
             swarm: "default".to_owned(),
-            ticket: ticket.map(str::to_owned),
+            invitation: invitation.map(str::to_owned),
         }
     }
 
@@ -321,11 +336,31 @@ mod tests {
     fn each_membership_change_is_one_line() {
         let node = name(NodeId::from_public_key([7; 32]));
         for (change, alive, line) in [
-            (MemberChange::Joined, 3, format!("members: 3 alive (+ {node} at 192.168.1.7:7400)")),
-            (MemberChange::Suspected, 3, format!("members: 3 alive (? {node} does not answer)")),
-            (MemberChange::Recovered, 3, format!("members: 3 alive (+ {node} is back at 192.168.1.7:7400)")),
-            (MemberChange::Draining, 3, format!("members: 3 alive (~ {node} is leaving)")),
-            (MemberChange::Died, 2, format!("members: 2 alive (- {node} is dead)")),
+            (
+                MemberChange::Joined,
+                3,
+                format!("members: 3 alive (+ {node} at 192.168.1.7:7400)"),
+            ),
+            (
+                MemberChange::Suspected,
+                3,
+                format!("members: 3 alive (? {node} does not answer)"),
+            ),
+            (
+                MemberChange::Recovered,
+                3,
+                format!("members: 3 alive (+ {node} is back at 192.168.1.7:7400)"),
+            ),
+            (
+                MemberChange::Draining,
+                3,
+                format!("members: 3 alive (~ {node} is leaving)"),
+            ),
+            (
+                MemberChange::Died,
+                2,
+                format!("members: 2 alive (- {node} is dead)"),
+            ),
             (MemberChange::Left, 2, format!("members: 2 alive (- {node} left)")),
         ] {
             assert_eq!(story(None).text(&member(change, alive)), line);
@@ -336,7 +371,7 @@ mod tests {
     fn the_invitation_is_a_command_to_paste_and_only_shown_where_it_helps() {
         let founded = NodeEvent::Founded(SwarmId(7));
         assert!(!story(None).text(&founded).contains("--join"));
-        let text = story(Some("rt1abc")).text(&founded);
+        let text = story(Some("roundtable up --join rt1abc")).text(&founded);
         assert!(text.ends_with("\n  roundtable up --join rt1abc"), "{text}");
     }
 
@@ -352,10 +387,19 @@ mod tests {
     fn a_node_listens_as_far_as_those_it_joins() {
         let reach = |address: &str| reach_of(&[address.to_owned()]);
         assert_eq!(reach_of(&[]), Reach::ThisMachine);
-        for near in ["/ip4/127.0.0.1/tcp/7400", "127.0.0.1:7400", "/ip6/::1/tcp/7400", "localhost:7400"] {
+        for near in [
+            "/ip4/127.0.0.1/tcp/7400",
+            "127.0.0.1:7400",
+            "/ip6/::1/tcp/7400",
+            "localhost:7400",
+        ] {
             assert_eq!(reach(near), Reach::ThisMachine, "{near}");
         }
-        for far in ["/ip4/192.168.1.7/tcp/7400", "192.168.1.7:7400", "/dns4/host/tcp/7400"] {
+        for far in [
+            "/ip4/192.168.1.7/tcp/7400",
+            "192.168.1.7:7400",
+            "/dns4/host/tcp/7400",
+        ] {
             assert_eq!(reach(far), Reach::Lan, "{far}");
         }
     }

@@ -184,7 +184,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             return Next::Pause;
         };
         let partition = match &self.action {
-            Action::Write(Operation::Advance | Operation::Seal { .. } | Operation::Unseal) => {
+            Action::Write(Operation::Advance | Operation::Seal { .. } | Operation::Unseal { .. }) => {
                 return Next::Fail(unexpected());
             }
             Action::Write(operation) => partition_of(operation.key().unwrap_or_default(), &view),

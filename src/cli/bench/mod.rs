@@ -103,7 +103,10 @@ impl Bench {
                 Ok::<(), Error>(())
             }
         });
-        stream::iter(writes).buffer_unordered(BULK_UNDER_WAY).try_collect::<()>().await?;
+        stream::iter(writes)
+            .buffer_unordered(BULK_UNDER_WAY)
+            .try_collect::<()>()
+            .await?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -119,7 +122,10 @@ impl Bench {
                 Ok::<(), Error>(())
             }
         });
-        stream::iter(removals).buffer_unordered(BULK_UNDER_WAY).try_collect::<()>().await?;
+        stream::iter(removals)
+            .buffer_unordered(BULK_UNDER_WAY)
+            .try_collect::<()>()
+            .await?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -150,7 +156,10 @@ impl Bench {
 
         let mut per_second = Vec::new();
         let mut tally = Tally::new()?;
-        let bar = bar(self.duration.as_millis().try_into().unwrap_or(u64::MAX), "measuring");
+        let bar = bar(
+            self.duration.as_millis().try_into().unwrap_or(u64::MAX),
+            "measuring",
+        );
         let mut progress = tokio::time::interval(PROGRESS_EVERY);
         let mut seconds = tokio::time::interval_at(start + Duration::from_secs(1), Duration::from_secs(1));
         let mut counted = 0;
@@ -279,6 +288,7 @@ fn value(rng: &mut StdRng, bytes: usize) -> Vec<u8> {
 
 /// A bar on standard error; nothing when that is no terminal.
 fn bar(length: u64, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style).with_message(what)
 }

@@ -70,7 +70,10 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
     ("/put KEY VALUE", "set a key"),
     ("/get KEY", "read a key"),
     ("/del KEY", "remove a key"),
-    ("/cas KEY VERSION|absent VALUE", "set a key only if it is at that version"),
+    (
+        "/cas KEY VERSION|absent VALUE",
+        "set a key only if it is at that version",
+    ),
     ("/scan [PREFIX]", "list keys"),
     ("/where KEY", "show who holds a key"),
     ("/members", "show the swarm's members"),
@@ -130,7 +133,9 @@ pub(super) fn parse(line: &str) -> Result<Line, String> {
             },
             ("get", [key]) => Line::Get { key: key.clone() },
             ("del", [key]) => Line::Del { key: key.clone() },
-            ("scan", []) => Line::Scan { prefix: String::new() },
+            ("scan", []) => Line::Scan {
+                prefix: String::new(),
+            },
             ("scan", [prefix]) => Line::Scan {
                 prefix: prefix.clone(),
             },
@@ -156,7 +161,7 @@ pub(super) fn parse(line: &str) -> Result<Line, String> {
 ///
 /// # Errors
 /// A sentence that says what a name may hold.
-pub(super) fn check_name(name: &str) -> Result<String, String> {
+pub(in crate::cli) fn check_name(name: &str) -> Result<String, String> {
     let fits = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.chars().count() > MAX_NAME_CHARS || !name.chars().all(fits) {
         return Err(format!(
@@ -296,7 +301,11 @@ mod tests {
         };
         assert_eq!(parse("/cas k 12 v"), cas(Some(12)));
         assert_eq!(parse("/cas k absent v"), cas(None));
-        assert!(parse("/cas k twelve v").expect_err("no number").contains("usage: /cas KEY"));
+        assert!(
+            parse("/cas k twelve v")
+                .expect_err("no number")
+                .contains("usage: /cas KEY")
+        );
     }
 
     #[test]
@@ -304,8 +313,16 @@ mod tests {
         assert_eq!(parse("/put k"), Err("usage: /put KEY VALUE".to_owned()));
         assert_eq!(parse("/put k v w"), Err("usage: /put KEY VALUE".to_owned()));
         assert_eq!(parse("/members all"), Err("usage: /members".to_owned()));
-        assert!(parse("/pu k v").expect_err("unknown").contains("no command `/pu`"));
-        assert!(parse("/a b c d").expect_err("unknown").contains("no command `/a`"));
+        assert!(
+            parse("/pu k v")
+                .expect_err("unknown")
+                .contains("no command `/pu`")
+        );
+        assert!(
+            parse("/a b c d")
+                .expect_err("unknown")
+                .contains("no command `/a`")
+        );
         assert!(parse("/").expect_err("unknown").contains("/help"));
         assert!(parse("/nick 'a b'").expect_err("no name").contains("no name"));
     }
