@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::connect::{Target, connect};
 use super::exit::{Code, Failure};
-use super::render::{Output, json_bytes, printable};
+use super::render::{Output, json_bytes, printable, write_line};
 use crate::client::Error;
 use crate::id::Version;
 use crate::state_machine::{Entry, MAX_VALUE_BYTES};
@@ -91,7 +91,7 @@ impl Get {
             return Err(not_there(&self.key));
         };
         if output.json() {
-            output.line(&entry_json(&self.key, &entry).to_string())?;
+            write_line(&entry_json(&self.key, &entry).to_string())?;
         } else {
             output.raw(&entry.value)?;
         }

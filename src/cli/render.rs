@@ -4,6 +4,7 @@
 //! so that a value cannot play tricks with a terminal; only `get` writes raw bytes. A reader that goes away
 //! (`| head`) ends the command quietly.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 
 use serde_json::{Value, json};
@@ -55,13 +56,6 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Writes one line.
-    pub(super) fn line(self, text: &str) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
-        writeln!(stdout, "{text}")?;
-        stdout.flush()
-    }
-
     /// Writes raw bytes, with a line end behind them only for a person.
     pub(super) fn raw(self, bytes: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
@@ -79,8 +73,8 @@ impl Output {
         json: impl FnOnce() -> Value,
     ) -> io::Result<()> {
         match self.format {
-            Format::Text => self.line(&text()),
-            Format::Json => self.line(&json().to_string()),
+            Format::Text => write_line(&text()),
+            Format::Json => write_line(&json().to_string()),
         }
     }
 
@@ -103,6 +97,13 @@ impl Output {
     }
 }
 
+/// Writes one line to standard output.
+pub(super) fn write_line(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
+}
+
 /// Writes one line to standard error; an error stream that is gone is no reason to fail.
 pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
@@ -120,7 +121,8 @@ pub(super) fn printable(bytes: &[u8]) -> String {
             }
         }
         for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02x}"));
+            // A String takes everything.
+            let _ = write!(text, "\\x{byte:02x}");
         }
     }
     text

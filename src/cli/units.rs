@@ -84,12 +84,10 @@ pub(super) fn count(count: u64) -> String {
 }
 
 fn short(amount: f64, unit: &str) -> String {
-    let decimals = if amount < 10.0 {
-        2
-    } else if amount < 100.0 {
-        1
-    } else {
-        0
+    let decimals = match amount {
+        ..10.0 => 2,
+        10.0..100.0 => 1,
+        _ => 0,
     };
     let text = format!("{amount:.decimals$}");
     let text = if text.contains('.') {

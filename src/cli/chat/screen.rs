@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustyline::ExternalPrinter;
 
-use crate::cli::render::{Format, Output};
+use crate::cli::render::write_line;
 
 /// Writes whole lines; can be shared.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ impl Screen {
     /// Writes a text of one or more lines. What others wrote is made printable by the caller.
     pub(super) fn line(&self, text: &str) -> io::Result<()> {
         match &self.printer {
-            None => Output::stdout(Format::Text).line(text),
+            None => write_line(text),
             Some(printer) => {
                 let mut printer = printer.lock().unwrap_or_else(PoisonError::into_inner);
                 printer.print(format!("{text}\n")).map_err(io::Error::other)
