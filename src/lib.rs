@@ -18,6 +18,7 @@ pub mod client;
 pub mod codec;
 pub mod id;
 pub mod membership;
+pub mod net;
 pub mod replication;
 pub mod ring;
 pub mod state_machine;
