@@ -13,6 +13,7 @@
 //! - [`node`]: all of it assembled into a running process;
 //! - [`cli`]: the command line.
 
+pub mod cli;
 pub mod client;
 pub mod codec;
 pub mod id;

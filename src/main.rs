@@ -1,2 +1,16 @@
-//! Thin shell.
-fn main() {}
+//! Thin shell: logs to standard error, then the command line.
+
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("ROUNDTABLE_LOG")
+        .or_else(|_| EnvFilter::try_from_default_env())
+        .unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    roundtable::cli::run(std::env::args_os())
+}

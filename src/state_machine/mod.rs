@@ -131,7 +131,11 @@ impl StateMachine {
             // Whoever wrote lately may retry; its answers must not be forgotten with the swarm.
             _ if !self.is_empty() || self.sessions.len() > 0 => Reply::NotEmpty,
             _ => {
-                self.sealed = Some(Seal { into, attempt, dissolved: false });
+                self.sealed = Some(Seal {
+                    into,
+                    attempt,
+                    dissolved: false,
+                });
                 Reply::Sealed { into }
             }
         }

@@ -11,9 +11,9 @@ use bincode::error::DecodeError as Malformed;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
-use super::{Seal, StateMachine};
 use super::command::{PartitionTime, Reply};
 use super::kv::Slot;
+use super::{Seal, StateMachine};
 use crate::codec::DecodeError;
 use crate::id::{SessionId, Version};
 

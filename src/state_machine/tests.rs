@@ -262,7 +262,10 @@ fn only_the_attempt_that_holds_the_seal_breaks_or_keeps_it() {
     partition.run(Operation::Unseal { attempt: 1 });
     assert_eq!(partition.state.sealed(), Some(into));
     // Once dissolved it stays so.
-    assert_eq!(partition.run(Operation::Dissolve { attempt: 2 }), Reply::Dissolved { into });
+    assert_eq!(
+        partition.run(Operation::Dissolve { attempt: 2 }),
+        Reply::Dissolved { into }
+    );
     assert_eq!(partition.run(seal(3)), Reply::Dissolved { into });
     partition.run(Operation::Unseal { attempt: 2 });
     assert_eq!(partition.state.sealed(), Some(into));
@@ -273,7 +276,13 @@ fn a_partition_that_remembers_a_session_is_not_sealed() {
     let mut partition = Partition::default();
     partition.apply(origin(1, 0, 0), put("k", "v", None));
     partition.run(Operation::Delete { key: "k".into() });
-    assert_eq!(partition.run(Operation::Seal { into: SwarmId(1), attempt: 1 }), Reply::NotEmpty);
+    assert_eq!(
+        partition.run(Operation::Seal {
+            into: SwarmId(1),
+            attempt: 1
+        }),
+        Reply::NotEmpty
+    );
 }
 
 #[test]

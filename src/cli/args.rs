@@ -1,0 +1,644 @@
+//! What people type: the only place that knows clap. Everything behind it takes typed arguments.
+//!
+//! Flag over environment over default. A mistake ends with exit code 2 and one line that shows the right form.
+
+use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser as _};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use super::chat::Chat;
+use super::connect::Target;
+use super::kv::{Expectation, Source};
+use super::render::Format;
+use super::units::{parse_duration, parse_positive_duration};
+use super::up::{Reach, Up};
+use super::{Command, Invocation, bench, inspect, kv, leave};
+use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+
+const EXAMPLES: &str = "\
+Examples:
+  roundtable up                          a node on this machine; type it in three terminals for three nodes
+  roundtable up --lan                    a node for the network; prints the line that lets others join
+  roundtable put greeting hello          through any node of this machine
+  roundtable get greeting --join rt1...  through a node elsewhere, by its ticket
+  roundtable chat ada                    talk, and use the store while talking
+
+Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum (nothing was written),
+6 no node or swarm could be reached, 7 outcome unknown (may have been applied).
+
+Every global option has an environment variable; a secret itself may be given in ROUNDTABLE_SECRET.
+ROUNDTABLE_LOG=info (or RUST_LOG) shows what happens inside; NO_COLOR turns colours off.";
+
+/// Processes that find each other, share one ring, and keep keys on it that a crash does not lose.
+#[derive(Debug, Parser)]
+#[command(name = "roundtable", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options for every command")]
+struct Global {
+    /// A node to speak to or to join: an address (192.168.1.7:7400) or a ticket (rt1...); repeatable
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "ROUNDTABLE_JOIN",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    join: Vec<String>,
+
+    /// The swarm's name
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "ROUNDTABLE_SWARM",
+        default_value = "default",
+        hide_default_value = true
+    )]
+    swarm: String,
+
+    /// A file that holds the swarm's secret
+    #[arg(long, global = true, value_name = "FILE", env = "ROUNDTABLE_SECRET_FILE")]
+    secret_file: Option<PathBuf>,
+
+    /// Do not look for nodes by multicast DNS
+    #[arg(long, global = true, env = "ROUNDTABLE_NO_MDNS", value_parser = FalseyValueParser::new())]
+    no_mdns: bool,
+
+    /// Where the nodes of this machine leave their addresses, if not in the user's runtime directory
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "ROUNDTABLE_RUNTIME_DIR",
+        hide_short_help = true
+    )]
+    runtime_dir: Option<PathBuf>,
+
+    /// How answers are written
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "ROUNDTABLE_FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    format: FormatName,
+
+    /// How long an operation may take, for example 500ms or 5s
+    #[arg(long, global = true, value_name = "TIME", env = "ROUNDTABLE_TIMEOUT", value_parser = parse_positive_duration, default_value = "5s")]
+    timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum FormatName {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Run a node
+    Up(UpArgs),
+
+    /// Set a key
+    #[command(
+        after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png"
+    )]
+    Put {
+        #[command(flatten)]
+        key: Key,
+        #[command(flatten)]
+        value: Value,
+        /// Remove the key after this time
+        #[arg(long, value_name = "TIME", value_parser = parse_positive_duration)]
+        ttl: Option<Duration>,
+    },
+
+    /// Write a key's value to standard output
+    #[command(
+        after_help = "The value's bytes are written as they are; a line end follows only on a terminal.\nWith --format json: value, its encoding (utf8 or base64), version and time to live.\nExit code 3 if the key is not there."
+    )]
+    Get {
+        #[command(flatten)]
+        key: Key,
+        /// Let any replica answer from what it has, also without a quorum; may be old
+        #[arg(long)]
+        stale: bool,
+    },
+
+    /// Remove a key
+    #[command(after_help = "Exit code 3 if the key was not there.")]
+    Del {
+        #[command(flatten)]
+        key: Key,
+    },
+
+    /// Set a key only if it is at a known version, or absent
+    #[command(
+        after_help = "Examples:\n  roundtable cas leader node-7 --absent\n  roundtable cas leader node-8 --version 12\n\nExit code 4 if the key is at another version; nothing is written then."
+    )]
+    Cas {
+        #[command(flatten)]
+        key: Key,
+        #[command(flatten)]
+        value: Value,
+        /// The version that the key must be at (put, get and scan show it)
+        #[arg(
+            long,
+            value_name = "N",
+            required_unless_present = "absent",
+            conflicts_with = "absent"
+        )]
+        version: Option<u64>,
+        /// The key must not exist
+        #[arg(long)]
+        absent: bool,
+        /// Remove the key after this time
+        #[arg(long, value_name = "TIME", value_parser = parse_positive_duration)]
+        ttl: Option<Duration>,
+    },
+
+    /// Add to a counter and print it
+    #[command(
+        after_help = "Examples:\n  roundtable incr visits\n  roundtable incr stock -5\n\nA key that does not exist counts as 0. A retry after a lost answer does not count twice."
+    )]
+    Incr {
+        #[command(flatten)]
+        key: Key,
+        /// How much to add; may be negative
+        #[arg(default_value_t = 1, allow_negative_numbers = true)]
+        by: i64,
+    },
+
+    /// Change when a key is removed by itself
+    #[command(after_help = "Examples:\n  roundtable expire session 30m\n  roundtable expire session never")]
+    Expire {
+        #[command(flatten)]
+        key: Key,
+        /// From now on, for example 30m; or `never`
+        #[arg(value_name = "TIME", value_parser = parse_ttl)]
+        ttl: Ttl,
+    },
+
+    /// List keys
+    #[command(
+        after_help = "Each line is key, version and value, separated by tabs; bytes that cannot be printed are escaped.\nKeys come in the order of their bytes. Not a snapshot: a key written meanwhile may or may not be seen."
+    )]
+    Scan {
+        /// Only keys that begin with this
+        #[arg(default_value = "", hide_default_value = true)]
+        prefix: OsString,
+        /// At most so many
+        #[arg(long, value_name = "N")]
+        limit: Option<NonZeroUsize>,
+        /// Let any replica answer from what it has; may be old
+        #[arg(long)]
+        stale: bool,
+    },
+
+    /// Print a key's value each time that it changes
+    #[command(
+        after_help = "Prints the present value first. Changes that follow each other quickly may be seen as\none; a removal alone is not shown.\nEnds with Ctrl-C, or after --count."
+    )]
+    Watch {
+        #[command(flatten)]
+        key: Key,
+        /// End after so many lines
+        #[arg(long, value_name = "N")]
+        count: Option<NonZeroUsize>,
+    },
+
+    /// Show who is in the swarm
+    Members,
+
+    /// Show who holds how much of the key space
+    Ring,
+
+    /// Show where a key is, and the way that a request takes
+    Where {
+        #[command(flatten)]
+        key: Key,
+    },
+
+    /// Show how a node is
+    #[command(
+        after_help = "Exit code 0 if the node serves, 5 if a replica of it has no quorum, 6 if it has no swarm or does not answer."
+    )]
+    Status {
+        /// Which node: its id, or the end of it
+        #[arg(env = "ROUNDTABLE_NODE")]
+        node: Option<String>,
+    },
+
+    /// Print the string that lets another machine join (it holds the secret)
+    Ticket,
+
+    /// Let a node hand over everything it holds, and end
+    #[command(
+        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same."
+    )]
+    Leave {
+        /// Which node: its id, or the end of it
+        node: Option<String>,
+    },
+
+    /// Measure how fast the swarm is from here
+    #[command(
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+    )]
+    Bench(BenchArgs),
+
+    /// Talk to everyone in a room, and use the store while talking
+    #[command(
+        after_help = "Plain text is a message to the room; /help lists the commands. From a pipe, each line is one entry:\n  printf 'hello\\n/put greeting hello\\n' | roundtable chat bot"
+    )]
+    Chat {
+        /// Your name
+        #[arg(value_name = "NICK", env = "ROUNDTABLE_NICK", value_parser = super::chat::check_name)]
+        nick: Option<String>,
+        /// The room
+        #[arg(long, default_value = "lobby", value_parser = super::chat::check_name)]
+        room: String,
+    },
+
+    /// Print the version of the program and of its protocol
+    Version,
+}
+
+#[derive(Debug, Args)]
+struct Key {
+    /// The key: 1 byte to 4 KiB
+    #[arg(value_name = "KEY", value_parser = OsStringValueParser::new().try_map(parse_key))]
+    key: Bytes,
+}
+
+#[derive(Debug, Args)]
+struct Value {
+    /// The value, up to 1 MiB; `-` reads it from standard input
+    #[arg(value_name = "VALUE", allow_hyphen_values = true)]
+    value: OsString,
+}
+
+/// Bytes as they were typed; a type of its own, because clap gives `Vec` another meaning.
+#[derive(Debug, Clone)]
+struct Bytes(Vec<u8>);
+
+fn parse_key(text: OsString) -> Result<Bytes, String> {
+    match text.into_encoded_bytes() {
+        bytes if bytes.is_empty() => Err("a key has at least one byte".to_owned()),
+        bytes if bytes.len() > MAX_KEY_BYTES => Err(format!("a key has at most {MAX_KEY_BYTES} bytes")),
+        bytes => Ok(Bytes(bytes)),
+    }
+}
+
+/// How long a key stays; a type of its own, because clap gives `Option` another meaning.
+#[derive(Debug, Clone, Copy)]
+struct Ttl(Option<Duration>);
+
+fn parse_ttl(text: &str) -> Result<Ttl, String> {
+    if text == "never" {
+        return Ok(Ttl(None));
+    }
+    parse_positive_duration(text).map(|duration| Ttl(Some(duration)))
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Where it listens decides who can come:
+  roundtable up                   only processes of this user on this machine; no flag, no secret to type
+  roundtable up --lan             everyone who has the secret; it is drawn, and the line to paste is printed
+  roundtable up --join rt1...     joins by that line from another machine
+  roundtable up --lan --open      everyone who reaches this machine. No secret!
+
+Ctrl-C leaves: what the node holds is handed over first. A second Ctrl-C ends it at once (exit code 130).")]
+struct UpArgs {
+    /// Listen on all interfaces, and be found by multicast DNS
+    #[arg(long, env = "ROUNDTABLE_LAN", value_parser = FalseyValueParser::new())]
+    lan: bool,
+    /// No secret: whoever reaches this machine may join, read and write
+    #[arg(long, env = "ROUNDTABLE_OPEN", value_parser = FalseyValueParser::new())]
+    open: bool,
+    /// Listen exactly here (repeatable), for example /ip4/10.0.0.5/tcp/7400
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "ROUNDTABLE_LISTEN",
+        value_delimiter = ','
+    )]
+    listen: Vec<String>,
+    /// Listen on this port instead of the first free one
+    #[arg(long, value_name = "PORT", env = "ROUNDTABLE_PORT")]
+    port: Option<u16>,
+    /// Into how many partitions a new swarm's keys are cut; fixed when it is founded
+    #[arg(long, value_name = "N", env = "ROUNDTABLE_PARTITIONS")]
+    partitions: Option<NonZeroU32>,
+    /// After how long a crashed member's replicas are made anew elsewhere
+    #[arg(long, value_name = "TIME", env = "ROUNDTABLE_REPLACE_AFTER", value_parser = parse_duration)]
+    replace_after: Option<Duration>,
+    /// How much this node takes, relative to others
+    #[arg(long, value_name = "N", env = "ROUNDTABLE_WEIGHT")]
+    weight: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// What to do
+    #[arg(long, value_enum, default_value_t)]
+    op: OperationName,
+    /// Clients at work at the same time
+    #[arg(long, value_name = "N", default_value = "64")]
+    clients: NonZeroUsize,
+    /// Operations that each client has under way
+    #[arg(long, value_name = "N", default_value = "1")]
+    pipeline: NonZeroUsize,
+    /// Different keys, chosen at random
+    #[arg(long, value_name = "N", default_value = "10000")]
+    keys: NonZeroUsize,
+    /// Size of a value, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    value_size: usize,
+    /// How long
+    #[arg(long, value_name = "S", default_value = "10")]
+    seconds: NonZeroU32,
+    /// Separate connections to the swarm
+    #[arg(long, value_name = "N", default_value = "1")]
+    connections: NonZeroUsize,
+    /// Let any replica answer a get; may be old
+    #[arg(long)]
+    stale: bool,
+    /// Leave the keys in the store
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum OperationName {
+    /// Write
+    #[default]
+    Put,
+    /// Read; the keys are written before the clock starts
+    Get,
+    /// Half of each
+    Mixed,
+}
+
+/// Understands the command line.
+///
+/// # Errors
+/// What to print instead (help, version, or what is wrong), and where to.
+pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Rejected> {
+    let cli = Cli::try_parse_from(args).map_err(|error| Rejected(Box::new(error)))?;
+    let global = cli.global;
+    let target = Target {
+        swarm: global.swarm,
+        secret_file: global.secret_file,
+        join: global
+            .join
+            .into_iter()
+            .filter(|address| !address.is_empty())
+            .collect(),
+        mdns: !global.no_mdns,
+        runtime_dir: global.runtime_dir,
+        timeout: global.timeout,
+    };
+    let format = match global.format {
+        FormatName::Text => Format::Text,
+        FormatName::Json => Format::Json,
+    };
+    let command = command(cli.command).map_err(|sentence| {
+        let error = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, sentence);
+        Rejected(Box::new(error))
+    })?;
+    Ok(Invocation {
+        target,
+        format,
+        command,
+    })
+}
+
+fn command(sub: Sub) -> Result<Command, String> {
+    Ok(match sub {
+        Sub::Up(args) => Command::Up(up(args)?),
+        Sub::Put { key, value, ttl } => Command::Put(kv::Put {
+            key: key.key.0,
+            value: source(value),
+            ttl,
+        }),
+        Sub::Get { key, stale } => Command::Get(kv::Get {
+            key: key.key.0,
+            stale,
+        }),
+        Sub::Del { key } => Command::Del(kv::Del { key: key.key.0 }),
+        Sub::Cas {
+            key,
+            value,
+            version,
+            absent: _,
+            ttl,
+        } => Command::Cas(kv::Cas {
+            key: key.key.0,
+            value: source(value),
+            expected: version.map_or(Expectation::Absent, Expectation::Version),
+            ttl,
+        }),
+        Sub::Incr { key, by } => Command::Incr(kv::Incr { key: key.key.0, by }),
+        Sub::Expire { key, ttl } => Command::Expire(kv::Expire {
+            key: key.key.0,
+            ttl: ttl.0,
+        }),
+        Sub::Scan { prefix, limit, stale } => Command::Scan(kv::Scan {
+            prefix: prefix.into_encoded_bytes(),
+            limit,
+            stale,
+        }),
+        Sub::Watch { key, count } => Command::Watch(kv::Watch {
+            key: key.key.0,
+            count,
+        }),
+        Sub::Members => Command::Members,
+        Sub::Ring => Command::Ring,
+        Sub::Where { key } => Command::Where(inspect::Where { key: key.key.0 }),
+        Sub::Status { node } => Command::Status(inspect::Status { node }),
+        Sub::Ticket => Command::Ticket,
+        Sub::Leave { node } => Command::Leave(leave::Leave { node }),
+        Sub::Bench(args) => Command::Bench(bench_plan(&args)?),
+        Sub::Chat { nick, room } => Command::Chat(Chat { nick, room }),
+        Sub::Version => Command::Version,
+    })
+}
+
+fn source(value: Value) -> Source {
+    if value.value == "-" {
+        Source::Stdin
+    } else {
+        Source::Given(value.value.into_encoded_bytes())
+    }
+}
+
+fn up(args: UpArgs) -> Result<Up, String> {
+    if args.lan && !args.listen.is_empty() {
+        return Err("--lan listens everywhere, --listen exactly where it says: give one of them".to_owned());
+    }
+    if args.port.is_some() && !args.listen.is_empty() {
+        return Err("--listen already holds the port: leave --port out".to_owned());
+    }
+    let reach = match (args.lan, args.listen) {
+        (true, _) => Some(Reach::Lan),
+        (false, listen) if listen.is_empty() => None,
+        (false, listen) => Some(Reach::Exact(listen)),
+    };
+    Ok(Up {
+        reach,
+        port: args.port,
+        open: args.open,
+        partitions: args.partitions.map(NonZeroU32::get),
+        replace_after: args.replace_after,
+        weight: args.weight.map(NonZeroU32::get),
+    })
+}
+
+fn bench_plan(args: &BenchArgs) -> Result<bench::Bench, String> {
+    let operation = match args.op {
+        OperationName::Put => bench::Mix::Put,
+        OperationName::Get => bench::Mix::Get,
+        OperationName::Mixed => bench::Mix::Mixed,
+    };
+    if args.value_size > MAX_VALUE_BYTES {
+        return Err(format!("--value-size may be at most {} bytes", MAX_VALUE_BYTES));
+    }
+    let under_way = args.clients.get().saturating_mul(args.pipeline.get());
+    if under_way > bench::MAX_UNDER_WAY {
+        return Err(format!(
+            "--clients times --pipeline is {under_way}: at most {} operations may be under way",
+            bench::MAX_UNDER_WAY
+        ));
+    }
+    if args.connections > args.clients {
+        return Err("--connections may not be more than --clients".to_owned());
+    }
+    Ok(bench::Bench {
+        mix: operation,
+        clients: args.clients.get(),
+        pipeline: args.pipeline.get(),
+        keys: args.keys.get(),
+        value_bytes: args.value_size,
+        duration: Duration::from_secs(u64::from(args.seconds.get())),
+        connections: args.connections.get(),
+        stale: args.stale,
+        keep: args.keep,
+    })
+}
+
+/// A command line that is not run: help, the version, or a mistake.
+#[derive(Debug)]
+pub(super) struct Rejected(Box<clap::Error>);
+
+impl Rejected {
+    /// Prints it; whether it was a mistake.
+    pub(super) fn print(&self) -> bool {
+        // A closed output is no reason to fail.
+        let _ = self.0.print();
+        self.0.use_stderr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(line: &str) -> Result<Invocation, String> {
+        let args = std::iter::once("roundtable").chain(line.split_whitespace());
+        parse(args.map(OsString::from)).map_err(|rejected| rejected.0.to_string())
+    }
+
+    fn command_of(line: &str) -> Command {
+        parse_words(line).expect(line).command
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn up_alone_reaches_as_far_as_its_addresses_say() {
+        let Command::Up(up) = command_of("up") else {
+            panic!("not up")
+        };
+        assert_eq!((up.reach, up.open), (None, false));
+        let Command::Up(up) = command_of("up --lan --open --port 4101 --replace-after 1m") else {
+            panic!("not up")
+        };
+        assert_eq!((up.reach, up.open, up.port), (Some(Reach::Lan), true, Some(4101)));
+        assert_eq!(up.replace_after, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors_that_say_what_to_do() {
+        for (line, hint) in [
+            ("up --lan --listen /ip4/1.2.3.4/tcp/1", "give one of them"),
+            ("up --listen /ip4/1.2.3.4/tcp/1 --port 1", "leave --port out"),
+            ("bench --clients 0", "0"),
+            ("bench --clients 100000 --pipeline 100", "under way"),
+            ("bench --value-size 2000000", "--value-size"),
+            ("bench --clients 2 --connections 3", "--connections"),
+            ("cas k v", "--version"),
+            ("cas k v --version 1 --absent", "--absent"),
+            ("expire k", "TIME"),
+            ("get k --timeout 0s", "longer than zero"),
+            ("chat a/b", "no name"),
+        ] {
+            let error = parse_words(line).expect_err(line);
+            assert!(error.contains(hint), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_dash_reads_standard_input_and_values_may_look_like_flags() {
+        let Command::Put(put) = command_of("put k -") else {
+            panic!("not put")
+        };
+        assert_eq!(put.value, Source::Stdin);
+        let Command::Put(put) = command_of("put k -5") else {
+            panic!("not put")
+        };
+        assert_eq!(put.value, Source::Given(b"-5".to_vec()));
+        let Command::Incr(incr) = command_of("incr k -5") else {
+            panic!("not incr")
+        };
+        assert_eq!(incr.by, -5);
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        let invocation =
+            parse_words("--format json get k --join a,b --join c --timeout 250ms --no-mdns").expect("valid");
+        assert_eq!(invocation.format, Format::Json);
+        assert_eq!(invocation.target.join, ["a", "b", "c"]);
+        assert_eq!(invocation.target.timeout, Duration::from_millis(250));
+        assert!(!invocation.target.mdns);
+        assert_eq!(invocation.target.swarm, "default");
+    }
+
+    #[test]
+    fn expire_never_keeps_the_key() {
+        let Command::Expire(expire) = command_of("expire k never") else {
+            panic!("not expire")
+        };
+        assert_eq!(expire.ttl, None);
+    }
+}
