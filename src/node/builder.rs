@@ -242,7 +242,15 @@ impl NodeBuilder {
             left: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
-        let runtime = Runtime::new(core, inbox, rpc.clone(), net_events, Arc::clone(&shared));
+        let runtime = Runtime::new(
+            core,
+            swarm.clone(),
+            secret.clone(),
+            inbox,
+            rpc.clone(),
+            net_events,
+            Arc::clone(&shared),
+        );
         let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime });
         node.keep_registered(rendezvous, lock);
         Ok(node)

@@ -195,13 +195,6 @@ impl Core {
         self.outputs.push_back(Output::Respond { tag, response });
     }
 
-    /// Nobody waits for the response to this request any more.
-    pub(super) fn cancel(&mut self, tag: u64) {
-        if let Stage::Serving(swarm) = &mut self.stage {
-            swarm.cancel(tag);
-        }
-    }
-
     /// Hand everything over and leave; [`Output::Left`] tells when that is done.
     pub(super) fn leave(&mut self, now: Timestamp) {
         match &mut self.stage {

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::builder::make_ticket;
 use super::clock::Clock;
 use super::core::{Core, Output};
 use super::event::NodeEvent;
@@ -19,7 +20,7 @@ use super::merge;
 use super::rpc::NodeRpc;
 use crate::codec::{decode, encode};
 use crate::id::{NodeId, SwarmId};
-use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role};
+use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
 use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
@@ -40,8 +41,6 @@ pub(super) enum Input {
     Request { request: Request, respond: Respond },
     /// How an attempt to dissolve this swarm ended.
     Merged { from: SwarmId, into: SwarmId, result: merge::Merged },
-    /// Where the node listens has changed.
-    Addresses { addresses: Vec<String>, ticket: String },
     /// Leave the swarm.
     Leave,
     /// Hand over leaderships; stopping follows.
@@ -181,6 +180,9 @@ pub(super) struct Shared {
 pub(super) struct Runtime {
     core: Core,
     clock: Clock,
+    /// Name of the swarm.
+    name: String,
+    secret: Option<Secret>,
     inbox: Inbox,
     net: Net,
     rpc: NodeRpc,
@@ -195,6 +197,8 @@ pub(super) struct Runtime {
 impl Runtime {
     pub(super) fn new(
         core: Core,
+        name: String,
+        secret: Option<Secret>,
         inbox: Inbox,
         rpc: NodeRpc,
         net_events: mpsc::Receiver<NetEvent>,
@@ -203,6 +207,8 @@ impl Runtime {
         Self {
             core,
             clock: Clock,
+            name,
+            secret,
             inbox,
             net: rpc.net.clone(),
             rpc,
@@ -279,12 +285,12 @@ impl Runtime {
                 }
                 merge::Merged::Failed => self.core.merged(from, into, false, now),
             },
-            Input::Addresses { addresses, ticket } => self.core.set_addresses(addresses, ticket, now),
             Input::Leave => self.core.leave(now),
             Input::HandOver(done) => {
                 self.core.hand_over(now);
                 self.carry_out();
-                drop(done.send(()));
+                // Whoever asked may have gone.
+                let _ = done.send(());
             }
         }
     }
@@ -360,6 +366,11 @@ impl Runtime {
                 self.event(NodeEvent::DialFailed { address, reason });
             }
             NetEvent::Refused { address, reason } => self.event(NodeEvent::Refused { address, reason }),
+            NetEvent::NewListenAddress(_) | NetEvent::ListenAddressGone(_) => {
+                let addresses = self.net.listen_addresses();
+                let ticket = make_ticket(&self.name, self.secret.as_ref(), &addresses);
+                self.core.set_addresses(addresses, ticket, self.clock.now());
+            }
             _ => {}
         }
     }

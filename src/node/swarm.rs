@@ -160,11 +160,6 @@ impl Swarm {
         }
     }
 
-    pub(super) fn cancel(&mut self, tag: u64) {
-        self.driver.cancel(tag);
-        self.waits.retain(|(_, waiting)| *waiting != tag);
-    }
-
     pub(super) fn leave(&mut self, now: Timestamp) {
         if self.leaving.is_none() {
             self.leaving = Some(usize::MAX);
