@@ -19,8 +19,10 @@ use crate::ring::PartitionCount;
 use crate::time::Timestamp;
 use crate::wire::{Hello, Message, NodeStatus, PartitionStatus, Refusal, Request, Response, SwarmState};
 
-/// Least time between two attempts to dissolve this swarm into another.
-const MERGE_RETRY: Duration = Duration::from_secs(5);
+/// Time between the end of one attempt to dissolve this swarm into another and the next.
+const MERGE_RETRY: Duration = Duration::from_secs(2);
+/// Time after which an attempt of which no end was reported is given up.
+const MERGE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most dissolved swarms remembered.
 const MAX_DISSOLVED: usize = 64;
@@ -264,7 +266,7 @@ impl Core {
                 Decision::Found | Decision::Join { .. } => now,
             },
             Stage::Serving(swarm) => {
-                let merge = if self.other_swarm().is_some() { self.next_merge } else { Timestamp::NEVER };
+                let merge = self.swarm_to_give_way_to().map_or(Timestamp::NEVER, |_| self.next_merge);
                 swarm.next_deadline().min(merge)
             }
             Stage::Left => Timestamp::NEVER,
@@ -383,29 +385,30 @@ impl Core {
     }
 
     /// Of two swarms of one name the one that holds nothing gives way, and of two empty ones the larger id.
+    fn swarm_to_give_way_to(&self) -> Option<SwarmId> {
+        let ours = self.swarm_id()?;
+        let (theirs, their_empty) = self.other_swarm()?;
+        (self.empty && (!their_empty || ours > theirs)).then_some(theirs)
+    }
+
     fn consider_merge(&mut self, now: Timestamp) {
-        let (Some(ours), Some((theirs, their_empty))) = (self.swarm_id(), self.other_swarm()) else { return };
+        let Some((theirs, their_empty)) = self.other_swarm() else { return };
         if self.empty && self.replicas().iter().any(|replica| replica.keys > 0) {
             // No need to try: sealing would only hold up those who write.
             self.holds_data();
         }
-        if !self.empty && !their_empty {
-            if self.told_apart.insert(theirs) {
-                self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
-            }
-            self.next_merge = Timestamp::NEVER;
-            return;
-        }
-        let ours_gives_way = self.empty && (!their_empty || ours > theirs);
-        if !ours_gives_way || now < self.next_merge {
-            self.next_merge = self.next_merge.max(now + MERGE_RETRY);
-            return;
-        }
-        self.next_merge = now + MERGE_RETRY * 4;
-        let attempt = self.rng.random();
         let Stage::Serving(swarm) = &self.stage else { return };
-        let partitions = swarm.partitions();
-        self.outputs.push_back(Output::Merge { from: ours, partitions, into: theirs, attempt });
+        let (ours, partitions) = (swarm.id(), swarm.partitions());
+        if !self.empty && !their_empty && self.told_apart.insert(theirs) {
+            self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
+        }
+        if let Some(into) = self.swarm_to_give_way_to()
+            && self.next_merge <= now
+        {
+            self.next_merge = now + MERGE_PATIENCE;
+            let attempt = self.rng.random();
+            self.outputs.push_back(Output::Merge { from: ours, partitions, into, attempt });
+        }
     }
 
     fn dissolve(&mut self, into: SwarmId, now: Timestamp) {
