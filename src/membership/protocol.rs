@@ -159,7 +159,8 @@ impl Membership {
         swim.min(links).min(self.next_announce).min(self.next_exchange)
     }
 
-    /// There is a link to `node`: tells it all we know.
+    /// There is a link to `node`, a member (or one to be) of our swarm and no visitor: tells it all we know, and
+    /// goes on each second until it is known as alive.
     pub fn link_up(&mut self, node: NodeId, now: Timestamp) {
         if node == self.me {
             return;
