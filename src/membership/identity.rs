@@ -83,6 +83,12 @@ impl Identity {
         }
     }
 
+    /// Whether both say the same of themselves.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        let said = |identity: &Self| (identity.weight, identity.draining, identity.left);
+        self.addresses == other.addresses && said(self) == said(other)
+    }
+
     fn is_within_bounds(&self) -> bool {
         self.addresses.len() <= MAX_ADDRESSES
             && self
@@ -175,21 +181,35 @@ impl Gossip {
     }
 }
 
-/// The sender and the members named in a SWIM packet, all of it well-formed and within bounds.
-pub(super) fn inspect(mut packet: &[u8]) -> Result<(Identity, Vec<NodeId>), MembershipError> {
+/// A SWIM packet, all of it well-formed and within bounds.
+#[derive(Debug)]
+pub(super) struct Packet {
+    pub(super) sender: Identity,
+    /// To which incarnation of the receiver it is addressed.
+    pub(super) addressed_to: u64,
+    /// All that it tells of, the sender included.
+    pub(super) named: Vec<Identity>,
+}
+
+/// Reads a SWIM packet as foca will, before foca does.
+pub(super) fn inspect(mut packet: &[u8]) -> Result<Packet, MembershipError> {
     let mut codec = PacketCodec;
     let header = foca::Codec::decode_header(&mut codec, &mut packet)?;
-    let mut named = vec![header.src.node];
+    let mut named = vec![header.src.clone()];
     if packet.len() >= 2 {
         for _ in 0..packet.get_u16() {
             let member = foca::Codec::<Identity>::decode_member(&mut codec, &mut packet)?;
-            named.push(member.id().node);
+            named.push(member.id().clone());
         }
     }
     if !packet.is_empty() {
         return Err(DecodeError::TrailingBytes(packet.len()).into());
     }
-    Ok((header.src, named))
+    Ok(Packet {
+        sender: header.src,
+        addressed_to: header.dst.incarnation,
+        named,
+    })
 }
 
 /// Each item as a length of two bytes and our codec's bytes.

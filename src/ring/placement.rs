@@ -160,7 +160,7 @@ struct Assignment<'a> {
     bounds: &'a [usize],
     /// Per partition. Invariant: distinct, and each among the partition's preferences.
     chosen: Vec<Vec<usize>>,
-    /// Per member, how often it is chosen. Invariant: loads[m] <= bounds[m], unless no assignment keeps that.
+    /// Per member, how often it is chosen. Invariant: `loads[m] <= bounds[m]`, unless no assignment keeps that.
     loads: Vec<usize>,
 }
 

@@ -152,7 +152,7 @@ fn moved(n: usize, count: u32, seeds: u64) -> (f64, f64) {
 fn a_join_or_leave_moves_at_most_one_and_a_half_shares() {
     for count in [64, 256] {
         for n in 4..=20 {
-            let (replicas, owners) = moved(n, count, 40);
+            let (replicas, owners) = moved(n, count, 20);
             println!("P={count} n={n}: replicas moved {replicas:.2}/n, owners changed {owners:.2}/n");
             assert!(
                 replicas <= 1.5,
