@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn start() -> Instant {
-        Instant::from_std(tokio::time::Instant::now().into_std())
+        Instant::now()
     }
 
     #[test]

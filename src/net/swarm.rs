@@ -382,6 +382,15 @@ impl SwarmTask {
                 self.met_ourselves(&without_peer(address));
                 return;
             }
+            // libp2p does not dial where we listen ourselves.
+            DialError::NoAddresses => {
+                let mut book = lock(&self.shared.book);
+                match target {
+                    Target::Address(_) => book.succeeded(&target),
+                    Target::Node(_) => book.failed(&target, Failure::Unreachable, now),
+                }
+                return;
+            }
             DialError::WrongPeerId { obtained, address } => (
                 Failure::Unreachable,
                 Some(address),

@@ -311,7 +311,7 @@ async fn a_program_that_is_not_roundtable_is_told_from_a_closed_port() {
         let mut open = Vec::new();
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nno\r\n").await;
             open.push(stream);
         }
     };
@@ -422,6 +422,7 @@ async fn a_kept_node_is_found_again_after_its_restart() {
         let mut b = start(restarts.clone()).await;
         a.net.keep(b.id(), vec![b.address()]);
         a.until_up(b.id()).await;
+        b.until_up(a.id()).await;
         let id = b.id();
         restarts.port = PortPolicy::Exact(b.port());
         b.net.shutdown().await;
@@ -494,7 +495,8 @@ async fn dialling_oneself_is_nothing_to_talk_about() {
     // What comes after the self-dials have been judged is the first thing that is said.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     link(&mut a, &mut b).await;
-    assert!(matches!(a.event().await, NetEvent::Reached { .. }));
+    let event = a.event().await;
+    assert!(matches!(event, NetEvent::Reached { .. }), "{event:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
