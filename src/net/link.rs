@@ -270,6 +270,7 @@ pub struct Responder {
 impl Responder {
     /// Sends the response; at most [`MAX_MESSAGE_BYTES`](crate::codec::MAX_MESSAGE_BYTES). If it is too large,
     /// or too much waits to be sent, the caller hears that there is no response.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have encoded it for this")]
     pub fn send(mut self, body: Vec<u8>) {
         self.answered = body.len() <= MAX_BODY_BYTES
             && self.link.requests.push(Kind::Response, self.id, &body) != Err(PushError::Full);
