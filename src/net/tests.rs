@@ -384,8 +384,9 @@ async fn too_many_unanswered_requests_are_refused_unharmed() {
     );
     let mut held = std::mem::take(&mut *lock(&b.handler.held));
     drop(held.pop());
-    held.into_iter()
-        .for_each(|respond| respond.send(b"late".to_vec()));
+    for respond in held {
+        respond.send(b"late".to_vec());
+    }
     let mut lost = 0;
     while let Some(outcome) = calls.join_next().await {
         match outcome.unwrap() {
@@ -403,10 +404,14 @@ async fn a_peer_that_dies_fails_the_calls_that_wait_for_it() {
     let mut b = start_with(config(), true).await;
     link(&mut a, &mut b).await;
     let (net, id) = (a.net.clone(), b.id());
-    let call = tokio::task::spawn(async move { net.call(id, Vec::new(), CALL).await });
+    let mut calls = tokio::task::JoinSet::new();
+    calls.spawn(async move { net.call(id, Vec::new(), CALL).await });
     b.until_holding(1).await;
     drop(b);
-    assert_eq!(call.await.unwrap(), Err(CallError::Lost("the link broke")));
+    assert_eq!(
+        calls.join_next().await.unwrap().unwrap(),
+        Err(CallError::Lost("the link broke"))
+    );
     a.until_down(id).await;
     assert!(!a.net.is_linked(id));
     assert_eq!(
