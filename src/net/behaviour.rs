@@ -112,7 +112,10 @@ impl NetworkBehaviour for Channels {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(vec![Channel::Messages, Channel::Requests], self.deadline))
+        Ok(Handler::new(
+            vec![Channel::Messages, Channel::Requests],
+            self.deadline,
+        ))
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -186,10 +189,7 @@ impl ConnectionHandler for Handler {
         !self.done
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Offer, (), Self::ToBehaviour>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Offer, (), Self::ToBehaviour>> {
         if self.done {
             return Poll::Pending;
         }
@@ -204,14 +204,12 @@ impl ConnectionHandler for Handler {
                 if self.failure.is_none() && self.deadline.as_mut().poll(cx).is_ready() {
                     self.failure = Some("it was silent after the handshake".to_owned());
                 }
-                match self.failure.take() {
-                    Some(failure) => Err(failure),
-                    None => {
-                        self.requests = requests;
-                        self.messages = messages;
-                        return Poll::Pending;
-                    }
-                }
+                let Some(failure) = self.failure.take() else {
+                    self.requests = requests;
+                    self.messages = messages;
+                    return Poll::Pending;
+                };
+                Err(failure)
             }
         };
         self.done = true;

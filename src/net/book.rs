@@ -30,6 +30,8 @@ const LARGER_WAITS: Duration = Duration::from_millis(500);
 const WANT_LASTS: Duration = Duration::from_secs(10);
 /// Most wishes in the book; per node.
 const MAX_WISHES: usize = 4096;
+/// Most wishes that only discovery made: whoever floods it must not crowd out the others.
+const MAX_HINTED: usize = 1024;
 /// Most addresses per wish.
 const MAX_ADDRESSES: usize = 16;
 
@@ -113,7 +115,11 @@ impl Book {
                 wish.set_addresses(addresses);
             }
             // A wish that is failing keeps its backoff: callers may ask as often as they like.
-            let soon = if wish.failures == 0 { now } else { now + MAX_BACKOFF };
+            let soon = if wish.failures == 0 {
+                now
+            } else {
+                now + MAX_BACKOFF
+            };
             wish.dial_by(soon);
         }
     }
@@ -145,6 +151,10 @@ impl Book {
     /// Discovery says that `node` may be found at `address`.
     pub(super) fn hint(&mut self, node: NodeId, address: Multiaddr, now: Instant) {
         if node == self.us {
+            return;
+        }
+        let is_new = !self.wishes.contains_key(&Target::Node(node));
+        if is_new && self.wishes.values().filter(|wish| !wish.hints.is_empty()).count() >= MAX_HINTED {
             return;
         }
         let first = self.first_dial(node, now);
@@ -226,7 +236,12 @@ impl Book {
                 continue;
             }
             let mut addresses = wish.addresses.clone();
-            addresses.extend(wish.hints.iter().filter(|hint| !wish.addresses.contains(hint)).cloned());
+            addresses.extend(
+                wish.hints
+                    .iter()
+                    .filter(|hint| !wish.addresses.contains(hint))
+                    .cloned(),
+            );
             wish.next_dial = None;
             if !addresses.is_empty() {
                 wish.dialling = true;
@@ -286,7 +301,7 @@ mod tests {
     }
 
     fn start() -> Instant {
-        Instant::from_std(tokio::time::Instant::now().into_std())
+        Instant::now()
     }
 
     #[test]

@@ -40,6 +40,10 @@ const LINGER: Duration = Duration::from_millis(250);
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// A connection to our own name without its other end in this process for so long leads to another process.
 const SELF_DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Who failed in the handshake is a stranger unless a friend got through it within this time.
+const VISIT_LIMIT: Duration = Duration::from_secs(1);
+/// Strangers that are considered at the same time.
+const MAX_STRANGERS: usize = 64;
 /// Substreams of a connection: two, and a few for a peer that counts differently.
 const MAX_SUBSTREAMS: usize = 8;
 /// Events of one connection that may wait for the swarm task.
@@ -48,19 +52,18 @@ const CONNECTION_EVENTS: usize = 64;
 const CONCURRENT_DIALS: NonZeroU8 = NonZeroU8::new(8).expect("8 is not 0");
 
 const STRANGER: &str = "it has another secret or swarm name, or is not Roundtable";
+const HUNG_UP: &str = "it closed the connection in the handshake";
 const NO_PEER: &str = "something that is not Roundtable answers there";
 
 /// Starts listening, then the swarm task.
 pub(super) async fn start(config: &NetConfig, shared: Arc<Shared>) -> Result<(), NetError> {
     let keypair = config.identity.keypair();
     let us = keypair.public().to_peer_id();
-    let mdns = match config.mdns {
-        false => None,
-        true => {
-            let settings = mdns::Config::default();
-            Some(mdns::tokio::Behaviour::new(settings, us).map_err(NetError::Mdns)?)
-        }
-    };
+    let mdns = config
+        .mdns
+        .then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), us))
+        .transpose()
+        .map_err(NetError::Mdns)?;
     let tasks = shared.tasks.clone();
     let kill = shared.kill.clone();
     let settings = libp2p::swarm::Config::with_executor(move |task| {
@@ -84,6 +87,8 @@ pub(super) async fn start(config: &NetConfig, shared: Arc<Shared>) -> Result<(),
         connections: HashMap::new(),
         self_dialled: Vec::new(),
         self_accepted: Vec::new(),
+        strangers: Vec::new(),
+        last_visit: None,
         shared: Arc::clone(&shared),
     };
     task.listen(&config.listen, config.port).await?;
@@ -100,7 +105,11 @@ fn transport(config: &NetConfig) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetE
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     // Without a readable resolver configuration addresses of digits still work, and names by public resolvers.
     let dns = dns::tokio::Transport::system(tcp()).unwrap_or_else(|_| {
-        dns::tokio::Transport::custom(tcp(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
+        dns::tokio::Transport::custom(
+            tcp(),
+            dns::ResolverConfig::default(),
+            dns::ResolverOpts::default(),
+        )
     });
     // Not lazy: both ends must have finished before either may find that it dialled itself and hang up.
     Ok(dns
@@ -122,6 +131,10 @@ struct SwarmTask {
     /// Connections to our own name that wait for their other end, in each direction.
     self_dialled: Vec<(Instant, String)>,
     self_accepted: Vec<(Instant, String)>,
+    /// Who failed in the handshake lately: when, from where, how.
+    strangers: Vec<(Instant, String, &'static str)>,
+    /// When somebody who dialled us got through the handshake.
+    last_visit: Option<Instant>,
     shared: Arc<Shared>,
 }
 
@@ -164,6 +177,7 @@ impl SwarmTask {
         loop {
             self.dial_what_is_due();
             self.report_copies();
+            self.report_strangers();
             let deadline = self.next_deadline();
             tokio::select! {
                 event = self.swarm.select_next_some() => self.handle(event),
@@ -176,13 +190,17 @@ impl SwarmTask {
     fn next_deadline(&self) -> Option<Instant> {
         let copies = self.self_dialled.iter().chain(&self.self_accepted);
         let copies = copies.map(|(at, _)| *at + SELF_DIAL_LIMIT).min();
+        let strangers = self.strangers.iter().map(|(at, ..)| *at + VISIT_LIMIT).min();
         let dial = lock(&self.shared.book).next_deadline();
-        copies.into_iter().chain(dial).min()
+        copies.into_iter().chain(strangers).chain(dial).min()
     }
 
     /// Listens at all of `addresses`, and returns when the system has named what it listens at.
     async fn listen(&mut self, addresses: &[String], policy: PortPolicy) -> Result<(), NetError> {
-        let parsed: Vec<_> = addresses.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?;
+        let parsed: Vec<_> = addresses
+            .iter()
+            .map(|text| parse_listen(text))
+            .collect::<Result<_, _>>()?;
         let (first, tries) = match policy {
             PortPolicy::Exact(port) => (port, 1),
             PortPolicy::CountUp { base, tries } => (base, tries.max(1)),
@@ -273,7 +291,7 @@ impl SwarmTask {
                 Ok(()) => {
                     self.dials.insert(id, target);
                 }
-                Err(error) => self.dial_failed(target, &error),
+                Err(error) => self.dial_failed(&target, &error),
             }
         }
     }
@@ -290,7 +308,10 @@ impl SwarmTask {
             } => {
                 let (address, inbound) = match endpoint {
                     ConnectedPoint::Dialer { address, .. } => (without_peer(&address), false),
-                    ConnectedPoint::Listener { send_back_addr, .. } => (send_back_addr, true),
+                    ConnectedPoint::Listener { send_back_addr, .. } => {
+                        self.last_visit = Some(Instant::now());
+                        (send_back_addr, true)
+                    }
                 };
                 let connection = Connection {
                     id: connection_id,
@@ -311,21 +332,31 @@ impl SwarmTask {
                 connection_id, error, ..
             } => {
                 if let Some(target) = self.dials.remove(&connection_id) {
-                    self.dial_failed(target, &error);
+                    self.dial_failed(&target, &error);
                 }
             }
             SwarmEvent::IncomingConnectionError {
-                send_back_addr, error, ..
+                send_back_addr,
+                error,
+                ..
             } => self.handle_failed_visit(&send_back_addr, &error),
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");
-                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self
+                    .shared
+                    .listening
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
                 if listening.insert(address.clone()) {
                     self.shared.tell(NetEvent::NewListenAddress(address.to_string()));
                 }
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self
+                    .shared
+                    .listening
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
                 if listening.remove(&address) {
                     self.shared.tell(NetEvent::ListenAddressGone(address.to_string()));
                 }
@@ -370,16 +401,25 @@ impl SwarmTask {
         }
     }
 
-    fn dial_failed(&mut self, target: Target, error: &DialError) {
+    fn dial_failed(&mut self, target: &Target, error: &DialError) {
         let now = Instant::now();
         let (failure, address, reason) = match error {
             DialError::LocalPeerId { address } => {
                 if matches!(target, Target::Address(_)) {
-                    lock(&self.shared.book).succeeded(&target);
+                    lock(&self.shared.book).succeeded(target);
                 } else {
-                    lock(&self.shared.book).failed(&target, Failure::Stranger, now);
+                    lock(&self.shared.book).failed(target, Failure::Stranger, now);
                 }
                 self.met_ourselves(&without_peer(address));
+                return;
+            }
+            // libp2p does not dial where we listen ourselves.
+            DialError::NoAddresses => {
+                let mut book = lock(&self.shared.book);
+                match target {
+                    Target::Address(_) => book.succeeded(target),
+                    Target::Node(_) => book.failed(target, Failure::Unreachable, now),
+                }
                 return;
             }
             DialError::WrongPeerId { obtained, address } => (
@@ -399,8 +439,8 @@ impl SwarmTask {
             other => (Failure::Unreachable, None, other.to_string()),
         };
         tracing::debug!(?target, reason, "dial failed");
-        lock(&self.shared.book).failed(&target, failure, now);
-        match (&target, address) {
+        lock(&self.shared.book).failed(target, failure, now);
+        match (target, address) {
             (Target::Address(typed), _) => self.shared.dial_failed(typed, failure, &reason),
             (Target::Node(_), Some(address)) if failure == Failure::Stranger => {
                 self.shared.refused(&without_peer(address).to_string(), &reason);
@@ -419,17 +459,41 @@ impl SwarmTask {
                 }
             }
             ListenError::Transport(TransportError::Other(error)) => match cause_of(error) {
-                Cause::Stranger => self.shared.refused(&host(from), STRANGER),
-                Cause::NotRoundtable => self.shared.refused(&host(from), "it does not speak Roundtable"),
+                Cause::Stranger | Cause::HungUp => self.met_a_stranger(from, STRANGER),
+                Cause::NotRoundtable => self.met_a_stranger(from, "it does not speak Roundtable"),
                 Cause::Unreachable(reason) => tracing::debug!(%from, reason, "a visitor did not finish"),
             },
             other => tracing::debug!(%from, error = %other, "a visitor was not let in"),
         }
     }
 
+    /// A friend that dials several of our addresses hangs up on all but one, perhaps in the middle of the
+    /// handshake, and looks like a stranger then: wait whether a friend comes.
+    fn met_a_stranger(&mut self, from: &Multiaddr, reason: &'static str) {
+        if self.strangers.len() < MAX_STRANGERS {
+            self.strangers.push((Instant::now(), host(from), reason));
+        }
+    }
+
+    fn report_strangers(&mut self) {
+        let now = Instant::now();
+        let (shared, friend) = (&self.shared, self.last_visit);
+        self.strangers.retain(|(since, from, reason)| {
+            let is_over = now >= *since + VISIT_LIMIT;
+            if is_over && friend.is_none_or(|friend| friend + VISIT_LIMIT < *since) {
+                shared.refused(from, reason);
+            }
+            !is_over
+        });
+    }
+
     /// A dial led to our own name: to ourselves (then we also see it arrive), or to a copy of us.
     fn met_ourselves(&mut self, address: &Multiaddr) {
-        let listening = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
+        let listening = self
+            .shared
+            .listening
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let is_us = listening.contains(address);
         drop(listening);
         if self.self_accepted.pop().is_none() {
@@ -482,14 +546,24 @@ async fn serve(shared: Arc<Shared>, connection: Connection, mut requests: Stream
             return;
         }
     };
-    let link = Link::new(node, peer.role, connection.address.to_string(), connection.inbound);
+    let link = Link::new(
+        node,
+        peer.role,
+        connection.address.to_string(),
+        connection.inbound,
+    );
     claim.activate(&link).await;
     lock(&shared.book).link_up(node);
     shared.dial_succeeded(&connection, node);
     shared.inbound.link_up(&link.info());
     let end = {
-        let mut running =
-            std::pin::pin!(link::run(&link, requests, messages, &shared.inbound, shared.heartbeat));
+        let mut running = std::pin::pin!(link::run(
+            &link,
+            requests,
+            messages,
+            &shared.inbound,
+            shared.heartbeat
+        ));
         tokio::select! {
             reason = &mut running => reason,
             () = shared.stop.cancelled() => { link.close("it shuts down"); running.await }
@@ -609,7 +683,11 @@ impl Shared {
                     "another process runs with this node's identity: was its data directory copied?",
                 ),
                 (Verdict::Full, _) | (_, Verdict::Full) => {
-                    self.not_linked(connection, Failure::Unreachable, "there are too many links already");
+                    self.not_linked(
+                        connection,
+                        Failure::Unreachable,
+                        "there are too many links already",
+                    );
                 }
                 // Two dials crossed: the other connection is the link, or about to be.
                 _ if self.registry.link(node).is_some() => self.dial_succeeded(connection, node),
@@ -629,6 +707,9 @@ impl Shared {
 enum Cause {
     /// It speaks Noise, but over another name or secret.
     Stranger,
+    /// It closed the connection in the middle of the Noise handshake. Who dials does so if the other end is a
+    /// stranger.
+    HungUp,
     NotRoundtable,
     Unreachable(String),
 }
@@ -637,7 +718,7 @@ impl Cause {
     fn failure(&self) -> Failure {
         match self {
             Self::Stranger | Self::NotRoundtable => Failure::Stranger,
-            Self::Unreachable(_) => Failure::Unreachable,
+            Self::HungUp | Self::Unreachable(_) => Failure::Unreachable,
         }
     }
 }
@@ -647,6 +728,7 @@ impl std::fmt::Display for Cause {
         match self {
             Self::Stranger => f.write_str(STRANGER),
             Self::NotRoundtable => f.write_str(NO_PEER),
+            Self::HungUp => f.write_str(HUNG_UP),
             Self::Unreachable(reason) => f.write_str(reason),
         }
     }
@@ -687,25 +769,26 @@ fn cause_of(error: &io::Error) -> Cause {
             None => error.source(),
         };
     }
-    let text = texts.join(": ");
-    if is_noise {
-        return Cause::Stranger;
-    }
-    let reason = match kind {
-        Some(io::ErrorKind::ConnectionRefused) => "nobody listens there (connection refused)".to_owned(),
+    let is_cut = matches!(
+        kind,
+        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    );
+    let is_timeout =
+        kind == Some(io::ErrorKind::TimedOut) || texts.iter().any(|text| text.contains("Timeout"));
+    match kind {
+        _ if is_noise && is_cut => Cause::HungUp,
+        _ if is_noise => Cause::Stranger,
+        _ if is_cut => Cause::Unreachable(HUNG_UP.to_owned()),
+        _ if is_negotiation => Cause::NotRoundtable,
+        _ if is_timeout => Cause::Unreachable(format!("no answer within {DIAL_LIMIT:?}")),
+        Some(io::ErrorKind::ConnectionRefused) => {
+            Cause::Unreachable("nobody listens there (connection refused)".to_owned())
+        }
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
-            "there is no route to it".to_owned()
+            Cause::Unreachable("there is no route to it".to_owned())
         }
-        Some(
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe,
-        ) => "it closed the connection in the handshake".to_owned(),
-        _ if is_negotiation => return Cause::NotRoundtable,
-        _ if text.contains("Timeout") || kind == Some(io::ErrorKind::TimedOut) => {
-            format!("no answer within {DIAL_LIMIT:?}")
-        }
-        _ => texts.pop().unwrap_or_default(),
-    };
-    Cause::Unreachable(reason)
+        _ => Cause::Unreachable(texts.pop().unwrap_or_default()),
+    }
 }
 
 fn into_io(error: TransportError<io::Error>) -> io::Error {
@@ -744,7 +827,10 @@ fn guard_port(ip: IpAddr, port: u16) -> io::Result<Option<UdpSocket>> {
 
 /// The host of an address, without the port that a dialler came from.
 fn host(address: &Multiaddr) -> String {
-    let host: Multiaddr = address.iter().take_while(|part| !matches!(part, Protocol::Tcp(_))).collect();
+    let host: Multiaddr = address
+        .iter()
+        .take_while(|part| !matches!(part, Protocol::Tcp(_)))
+        .collect();
     host.to_string()
 }
 
