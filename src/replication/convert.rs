@@ -1,6 +1,11 @@
 //! The one place that touches the fields of the Raft core's protobuf types, in the style that both of its
 //! codecs share.
 
+#![allow(
+    clippy::field_reassign_with_default,
+    reason = "the two codecs share no other way to fill a message"
+)]
+
 use raft::eraftpb;
 use raft::eraftpb::{ConfChangeTransition, ConfChangeType, EntryType, MessageType};
 

@@ -123,7 +123,7 @@ impl Driver {
     ) {
         self.advance_to(now);
         let served = self.with(partition, |group, shared| {
-            group.propose(tag, origin, operation, shared)
+            group.propose(tag, origin, operation, shared);
         });
         self.refuse_unless(served, tag);
     }
@@ -210,7 +210,7 @@ impl Driver {
             } else if to > group.id() && !group.inquired_lately(self.shared.now) {
                 // The group has taken this node in again under a new id: so the replica here was removed. That
                 // is for the group to say, and then the new one is created.
-                self.with(partition, |group, shared| group.ask_whether_in(shared));
+                self.with(partition, Group::ask_whether_in);
             }
             return;
         }
@@ -330,7 +330,7 @@ impl Driver {
         }
         let config = &self.shared.config;
         self.ticks += 1;
-        let beat = self.ticks % config.ticks(config.heartbeat) == 0;
+        let beat = self.ticks.is_multiple_of(config.ticks(config.heartbeat));
         for partition in self.groups.keys().copied().collect::<Vec<_>>() {
             self.with(partition, |group, shared| group.tick(beat, shared));
         }

@@ -153,7 +153,7 @@ enum Ask {
     Wait { key: Vec<u8>, seen: Option<Version> },
 }
 
-/// A ReadIndex round: the reads that joined before it was first asked, and when it was asked.
+/// A `ReadIndex` round: the reads that joined before it was first asked, and when it was asked.
 #[derive(Debug)]
 struct Round {
     attempts: VecDeque<(u64, Timestamp)>,
@@ -444,6 +444,8 @@ impl Group {
         self.is_live(id, shared)
             && self.raw.raft.prs().get(id.0).is_some_and(|progress| {
                 progress.state != ProgressState::Snapshot
+                    // However short the log: without the state it could not even vote.
+                    && progress.matched > 0
                     && progress.matched + CAUGHT_UP_ENTRIES >= self.last_index()
             })
     }

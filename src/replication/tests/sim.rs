@@ -69,6 +69,10 @@ pub(super) enum Call {
     },
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each switches one thing that a test wants"
+)]
 pub(super) struct Sim {
     pub(super) seed: u64,
     pub(super) now: Timestamp,
@@ -227,7 +231,7 @@ impl Sim {
                 format!("{:?} {id:?} {output:?}", self.now).hash(&mut self.trace);
             }
             match output {
-                Output::Frame { to, messages } => self.transmit(id, to, messages),
+                Output::Frame { to, messages } => self.transmit(id, to, &messages),
                 Output::Outcome { tag, result } => self.outcome(tag, result),
                 Output::ReplicaCreated { .. } => self.count("created"),
                 Output::ReplicaRemoved { .. } => self.count("removed"),
@@ -236,9 +240,9 @@ impl Sim {
         }
     }
 
-    fn transmit(&mut self, from: NodeId, to: NodeId, messages: Vec<GroupMessage>) {
+    fn transmit(&mut self, from: NodeId, to: NodeId, messages: &[GroupMessage]) {
         if self.keep_frames {
-            self.frames.entry((from, to)).or_default().push(messages.clone());
+            self.frames.entry((from, to)).or_default().push(messages.to_vec());
         }
         if self.blocked.contains(&(from, to)) || self.rng.random_bool(self.faults.loss) {
             return;
@@ -256,7 +260,7 @@ impl Sim {
             if self.rng.random_bool(self.faults.straggler) {
                 latency *= 30;
             }
-            let event = Event::Deliver(from, messages.clone());
+            let event = Event::Deliver(from, messages.to_vec());
             self.schedule(Duration::from_micros(latency), to, event);
         }
     }
