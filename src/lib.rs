@@ -19,6 +19,7 @@ pub mod codec;
 pub mod id;
 pub mod membership;
 pub mod net;
+pub mod node;
 pub mod replication;
 pub mod ring;
 pub mod state_machine;

@@ -518,7 +518,7 @@ fn bench_plan(args: &BenchArgs) -> Result<bench::Bench, String> {
         OperationName::Mixed => bench::Mix::Mixed,
     };
     if args.value_size > MAX_VALUE_BYTES {
-        return Err(format!("--value-size may be at most {} bytes", MAX_VALUE_BYTES));
+        return Err(format!("--value-size may be at most {MAX_VALUE_BYTES} bytes"));
     }
     let under_way = args.clients.get().saturating_mul(args.pipeline.get());
     if under_way > bench::MAX_UNDER_WAY {

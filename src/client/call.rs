@@ -19,7 +19,8 @@ use crate::state_machine::{Answer, Operation, Query, Reply};
 use crate::time::Timestamp;
 use crate::wire::{MAX_WAIT_MS, Refusal, Request, Response, Rpc, RpcError, SwarmView};
 
-/// Longest wait for the answer to one attempt: a node that fell silent must not eat the whole deadline.
+/// Longest wait for the answer to the first attempt: a node that fell silent must not eat the whole deadline.
+/// Doubles with each attempt that was lost, so that a large value gets through a slow link.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest single wait for a change, so that a leader that fell silent costs no more.
 const WAIT_SLICE: Duration = Duration::from_secs(5);
@@ -85,10 +86,14 @@ pub(super) struct Call<'a, R> {
     action: Action,
     deadline: Timestamp,
     asked: Asked,
+    attempt_timeout: Duration,
     pause: Duration,
     /// The view that is known may be the cause of the failure.
     doubts: bool,
+    /// Since when nodes have said that there is no quorum.
     no_quorum_since: Option<Timestamp>,
+    /// Since when no node could say whom to ask.
+    no_leader_since: Option<Timestamp>,
     /// The last definite failure; what is reported at the deadline.
     last: Error,
     in_flight: Option<InFlight>,
@@ -105,9 +110,11 @@ impl<'a, R: Rpc> Call<'a, R> {
             action,
             deadline: client.now() + client.deadline,
             asked: Asked::default(),
+            attempt_timeout: ATTEMPT_TIMEOUT,
             pause: MIN_PAUSE,
             doubts: false,
             no_quorum_since: None,
+            no_leader_since: None,
             last: Error::Unreachable,
             in_flight: None,
             maybe_applied: false,
@@ -142,13 +149,20 @@ impl<'a, R: Rpc> Call<'a, R> {
         self.deadline.since(self.client.now())
     }
 
-    /// Whether there was no quorum for so long that it is no failover.
+    /// Whether there was no quorum for so long that it is no failover. A node that knows no leader may only be
+    /// late: it is given twice the time that is given to one that knows that there is no quorum.
     fn is_hopeless(&self) -> bool {
         let now = self.client.now();
+        let patience = self.client.patience;
+        let is_over = |since: Option<Timestamp>, limit| since.is_some_and(|since| now.since(since) >= limit);
         !self.maybe_applied
-            && self
-                .no_quorum_since
-                .is_some_and(|since| now.since(since) >= self.client.patience)
+            && (is_over(self.no_quorum_since, patience) || is_over(self.no_leader_since, patience * 2))
+    }
+
+    /// Somebody who might serve the partition was reached.
+    fn hope(&mut self) {
+        self.no_quorum_since = None;
+        self.no_leader_since = None;
     }
 
     fn give_up(self) -> Result<Outcome, Error> {
@@ -184,10 +198,10 @@ impl<'a, R: Rpc> Call<'a, R> {
             return Next::Pause;
         };
         let partition = match &self.action {
-            Action::Write(Operation::Advance | Operation::Seal { .. } | Operation::Unseal { .. }) => {
-                return Next::Fail(unexpected());
-            }
-            Action::Write(operation) => partition_of(operation.key().unwrap_or_default(), &view),
+            Action::Write(operation) => match operation.key() {
+                Some(key) => partition_of(key, &view),
+                None => return Next::Fail(Error::Refused("not a client's operation".to_owned())),
+            },
             Action::Get { key } | Action::Wait { key, .. } => partition_of(key, &view),
             Action::Scan { place, .. } if place.swarm != view.swarm => {
                 return Next::Fail(Error::Dissolved);
@@ -236,7 +250,7 @@ impl<'a, R: Rpc> Call<'a, R> {
     }
 
     fn request(&self, partition: PartitionId, remaining: Duration) -> (Request, Duration) {
-        let timeout = remaining.min(ATTEMPT_TIMEOUT);
+        let timeout = remaining.min(self.attempt_timeout);
         let forwarded = false;
         let consistency = self.client.consistency;
         let read = |query| Request::Read {
@@ -281,7 +295,7 @@ impl<'a, R: Rpc> Call<'a, R> {
                 // The leader is well; it is asked again until the deadline.
                 self.heard = true;
                 self.asked = Asked::default();
-                self.no_quorum_since = None;
+                self.hope();
                 self.pause = MIN_PAUSE;
                 Next::Pause
             }
@@ -298,6 +312,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             }
             Err(RpcError::Lost(_)) => {
                 self.asked.silent.insert(node);
+                self.attempt_timeout *= 2;
                 self.lost(node, partition);
                 Next::Hop
             }
@@ -306,7 +321,7 @@ impl<'a, R: Rpc> Call<'a, R> {
 
     fn judge_reply(&mut self, reply: Reply) -> Next {
         match reply {
-            Reply::Sealed { .. } => {
+            Reply::Sealed { .. } | Reply::Dissolved { .. } => {
                 self.last = Error::NotServing;
                 self.doubts = true;
                 Next::Pause
@@ -330,10 +345,16 @@ impl<'a, R: Rpc> Call<'a, R> {
             Refusal::NotLeader { leader: Some(leader) } if leader != node => {
                 self.last = Error::NoQuorum;
                 router.set_leader(partition, leader);
+                if router.rpc.linked().contains(&leader) {
+                    self.no_leader_since = None;
+                } else {
+                    self.no_leader_since.get_or_insert(self.client.now());
+                }
                 Next::Hop
             }
             Refusal::NotLeader { .. } => {
                 self.last = Error::NoQuorum;
+                self.no_leader_since.get_or_insert(self.client.now());
                 router.forget_leader(partition, node);
                 self.doubts = true;
                 Next::Pause
@@ -347,7 +368,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             }
             Refusal::Overloaded => {
                 self.last = Error::Overloaded;
-                self.no_quorum_since = None;
+                self.hope();
                 Next::Pause
             }
             Refusal::NotServing => {
@@ -362,7 +383,7 @@ impl<'a, R: Rpc> Call<'a, R> {
     /// An attempt left, and what came of it is not known.
     fn lost(&mut self, node: NodeId, partition: PartitionId) {
         self.last = Error::TimedOut;
-        self.no_quorum_since = None;
+        self.hope();
         self.maybe_applied |= matches!(self.action, Action::Write(_));
         self.client.shared.router.forget_leader(partition, node);
         self.doubts = true;

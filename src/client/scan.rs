@@ -2,8 +2,8 @@
 //!
 //! Keys are spread over the partitions by their hash, so each partition holds some of any range. Of each, one
 //! page is held, and the least key of all pages is next; a page that is used up is replaced before the merge
-//! goes on. Pages are small when partitions are many: what is held at once stays below about
-//! [`HELD_ENTRIES`] entries, or one entry of each partition if that is more.
+//! goes on. Pages are small when partitions are many: what is held at once is at most about [`HELD_ENTRIES`]
+//! entries (or one of each partition, if that is more), and of each partition at most one page's bytes.
 
 use std::collections::{BTreeMap, VecDeque};
 

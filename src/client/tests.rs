@@ -467,6 +467,28 @@ async fn a_side_without_quorum_says_so_well_before_the_deadline_and_serves_stale
     assert_eq!(client.get_stale("k").await.unwrap().unwrap().value, b"v");
 }
 
+/// Neither node holds a replica, and the leader that they know is on the other side.
+#[tokio::test(start_paused = true)]
+async fn a_side_that_knows_only_a_leader_beyond_reach_says_so_before_the_deadline() {
+    let net = Net::new();
+    net.world().linked = vec![node(2), node(3)];
+    let start = Instant::now();
+    assert_eq!(net.client().put("k", "v").await, Err(Error::NoQuorum));
+    let elapsed = start.elapsed();
+    assert!(elapsed >= 3000 * MS && elapsed < 3300 * MS, "{elapsed:?}");
+    // With a link, there is hope until the deadline.
+    net.script(vec![
+        Fault::Refuse(Refusal::NotLeader {
+            leader: Some(node(3))
+        });
+        10_000
+    ]);
+    net.world().linked.push(node(1));
+    let start = Instant::now();
+    assert_eq!(net.client().put("k", "v").await, Err(Error::NoQuorum));
+    assert_eq!(start.elapsed().as_secs(), 5);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_leader_costs_one_attempt_and_not_the_deadline() {
     let net = Net::new();

@@ -1,6 +1,5 @@
 //! From what its user says to a running node.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +12,10 @@ use super::clock::Clock;
 use super::core::{Core, CoreConfig};
 use super::rendezvous::{FoundingLock, Registration, Rendezvous};
 use super::rpc::NodeRpc;
-use super::runtime::{Input, Runtime, Shared, inlet};
+use super::runtime::{Runtime, Shared, inlet};
 use super::{Node, Parts};
-use crate::net::{
-    Identity, Net, NetConfig, NetError, NetEvent, ParseTicketError, Role, Secret, Ticket,
-};
-use crate::ring::{PartitionCount, PartitionCountError};
+use crate::net::{Identity, Net, NetConfig, NetError, PortPolicy, Secret, Ticket, TicketError};
+use crate::ring::{DEFAULT_WEIGHT, MAX_WEIGHT, PartitionCount, PartitionCountError};
 
 /// Name of the swarm if none is given.
 pub const DEFAULT_SWARM: &str = "default";
@@ -83,7 +80,7 @@ impl Default for NodeBuilder {
             join: Vec::new(),
             mdns: None,
             partitions: DEFAULT_PARTITIONS,
-            weight: 1,
+            weight: DEFAULT_WEIGHT,
             replace_after: Duration::from_secs(30),
             discovery_window: Duration::from_secs(2),
             runtime_directory: RuntimeDirectory::Default,
@@ -203,14 +200,11 @@ impl NodeBuilder {
         let identity = Identity::generate();
         let me = identity.node_id();
         let (inlet, inbox) = inlet();
-        let config = NetConfig {
-            identity,
-            swarm_name: swarm.clone(),
-            secret: secret.clone(),
-            role: Role::Member,
-            listen: self.listen(),
-            mdns: self.mdns.unwrap_or(self.reach == Reach::Lan),
-        };
+        let mut config = NetConfig::new(identity, swarm.as_str());
+        config.secret.clone_from(&secret);
+        config.listen = self.listen();
+        config.port = self.port.map_or_else(PortPolicy::default, PortPolicy::Exact);
+        config.mdns = self.mdns.unwrap_or(self.reach == Reach::Lan);
         let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await?;
         let known = tickets.iter().flat_map(|ticket| ticket.addresses.iter());
         for address in known.chain(&addresses) {
@@ -261,7 +255,7 @@ impl NodeBuilder {
         if self.open && self.secret.is_some() {
             return Err(StartError::OpenWithSecret);
         }
-        if !crate::ring::is_weight(self.weight) {
+        if !(1..=MAX_WEIGHT).contains(&self.weight) {
             return Err(StartError::Weight(self.weight));
         }
         PartitionCount::new(self.partitions)?;
@@ -296,16 +290,11 @@ impl NodeBuilder {
         self.join.is_empty().then(Secret::random)
     }
 
-    fn listen(&self) -> crate::net::Listen {
-        use crate::net::Listen;
-        let host = match &self.reach {
-            Reach::Exact(addresses) => return Listen::Exact(addresses.clone()),
-            Reach::ThisMachine => IpAddr::from([127, 0, 0, 1]),
-            Reach::Lan => IpAddr::from([0, 0, 0, 0]),
-        };
-        match self.port {
-            Some(port) => Listen::Port { host, port },
-            None => Listen::FirstFree { host },
+    fn listen(&self) -> Vec<String> {
+        match &self.reach {
+            Reach::Exact(addresses) => addresses.clone(),
+            Reach::ThisMachine => vec!["127.0.0.1".to_owned()],
+            Reach::Lan => vec!["0.0.0.0".to_owned()],
         }
     }
 }
@@ -336,8 +325,8 @@ pub(super) fn split(join: &[String]) -> Result<(Vec<Ticket>, Vec<String>), Start
 
 /// The string that lets others join: reachable addresses if there are any, else those of this machine.
 pub(super) fn make_ticket(swarm: &str, secret: Option<&Secret>, listening: &[String]) -> String {
-    let far: Vec<String> =
-        listening.iter().filter(|address| !crate::net::is_loopback(address)).cloned().collect();
+    let is_loopback = |address: &&String| address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1/");
+    let far: Vec<String> = listening.iter().filter(|address| !is_loopback(address)).cloned().collect();
     let addresses = if far.is_empty() { listening.to_vec() } else { far };
     Ticket { name: swarm.to_owned(), secret: secret.cloned(), addresses }.to_string()
 }
@@ -353,14 +342,14 @@ pub enum StartError {
     #[error("an open swarm has no secret")]
     OpenWithSecret,
     /// A weight out of range.
-    #[error("a weight of {0} is out of range")]
+    #[error("a weight of {0} is out of range: 1 to {MAX_WEIGHT} are allowed")]
     Weight(u32),
     /// A number of partitions out of range.
     #[error(transparent)]
     Partitions(#[from] PartitionCountError),
     /// A ticket that is none.
     #[error("bad ticket: {0}")]
-    Ticket(#[from] ParseTicketError),
+    Ticket(#[from] TicketError),
     /// The ticket is for a swarm of another name.
     #[error("the ticket is for the swarm `{ticket}`, not `{swarm}`")]
     OtherSwarm {

@@ -64,7 +64,7 @@ pub(super) enum Output {
     /// Tell whoever runs the node.
     Event(NodeEvent),
     /// Try to dissolve this swarm into another; report with [`Core::merged`].
-    Merge { from: SwarmId, into: SwarmId, attempt: u128 },
+    Merge { from: SwarmId, partitions: u32, into: SwarmId, attempt: u128 },
     /// This node has left its swarm; nothing more will come.
     Left,
 }
@@ -392,6 +392,10 @@ impl Core {
     /// Of two swarms of one name the one that holds nothing gives way, and of two empty ones the larger id.
     fn consider_merge(&mut self, now: Timestamp) {
         let (Some(ours), Some((theirs, their_empty))) = (self.swarm_id(), self.other_swarm()) else { return };
+        if self.empty && self.replicas().iter().any(|replica| replica.keys > 0) {
+            // No need to try: sealing would only hold up those who write.
+            self.holds_data();
+        }
         if !self.empty && !their_empty {
             if self.told_apart.insert(theirs) {
                 self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
@@ -406,7 +410,9 @@ impl Core {
         }
         self.next_merge = now + MERGE_RETRY * 4;
         let attempt = self.rng.random();
-        self.outputs.push_back(Output::Merge { from: ours, into: theirs, attempt });
+        let Stage::Serving(swarm) = &self.stage else { return };
+        let partitions = swarm.partitions();
+        self.outputs.push_back(Output::Merge { from: ours, partitions, into: theirs, attempt });
     }
 
     fn dissolve(&mut self, into: SwarmId, now: Timestamp) {

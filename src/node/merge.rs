@@ -11,13 +11,17 @@
 
 use std::time::Duration;
 
-use crate::client::Client;
-use crate::id::{PartitionId, SwarmId};
-use crate::state_machine::{Operation, Reply};
-use crate::wire::Rpc;
+use super::rpc::NodeRpc;
+use crate::id::{PartitionId, SessionId, SwarmId};
+use crate::state_machine::{Operation, Origin, Reply};
+use crate::wire::{Request, Response, Rpc};
 
 /// Longest that one partition may take to answer.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two requests to a partition that has no leader at the moment.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// No session: these operations may be repeated.
+const NOBODY: Origin = Origin { session: SessionId(0), sequence: 0, settled_below: 0 };
 
 /// How an attempt to dissolve a swarm ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,37 +34,49 @@ pub(super) enum Merged {
     Failed,
 }
 
-/// Seals every partition of the swarm that `rpc` reaches.
-pub(super) async fn seal_all<R: Rpc>(rpc: R, into: SwarmId, attempt: u128) -> Merged {
-    let client = Client::new(rpc).with_deadline(STEP_TIMEOUT);
-    let Ok(view) = client.view().await else { return Merged::Failed };
+/// Tries to dissolve the swarm of this node, which has so many partitions, into another.
+pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, attempt: u128) -> Merged {
     let mut sealed = Vec::new();
     let mut result = Merged::Sealed;
-    for partition in (0..view.partitions).map(PartitionId) {
+    for partition in (0..partitions).map(PartitionId) {
         // Also when the answer is lost the seal may be there.
         sealed.push(partition);
-        match client.administer(partition, Operation::Seal { into, attempt }).await {
-            Ok(Reply::Sealed { .. }) => {}
-            Ok(Reply::Dissolved { .. }) => return Merged::Sealed,
-            Ok(Reply::NotEmpty) => result = Merged::HoldsData,
-            Ok(_) | Err(_) => result = Merged::Failed,
+        match ask(rpc, partition, Operation::Seal { into, attempt }).await {
+            Some(Reply::Sealed { .. }) => {}
+            Some(Reply::Dissolved { .. }) => return Merged::Sealed,
+            Some(Reply::NotEmpty) => result = Merged::HoldsData,
+            _ => result = Merged::Failed,
         }
         if result != Merged::Sealed {
             break;
         }
     }
     if result == Merged::Sealed {
-        match client.administer(PartitionId(0), Operation::Dissolve { attempt }).await {
-            Ok(Reply::Dissolved { .. }) => return Merged::Sealed,
-            // It may have happened: breaking the seals would be wrong, trying again is not.
-            Err(_) => return Merged::Failed,
-            Ok(_) => result = Merged::Failed,
+        match ask(rpc, PartitionId(0), Operation::Dissolve { attempt }).await {
+            Some(Reply::Dissolved { .. }) => return Merged::Sealed,
+            // It may have happened: to break the seals would be wrong, to try again is not.
+            None => return Merged::Failed,
+            Some(_) => result = Merged::Failed,
         }
     }
     for partition in sealed.into_iter().rev() {
-        if let Err(error) = client.administer(partition, Operation::Unseal { attempt }).await {
-            tracing::warn!(%partition, %error, "a seal may remain until the next attempt");
+        if ask(rpc, partition, Operation::Unseal { attempt }).await.is_none() {
+            tracing::warn!(%partition, "a seal may remain until the next attempt");
         }
     }
     result
+}
+
+/// Asks a partition until it answers; `None`: time is up, and it may have happened.
+async fn ask(rpc: &NodeRpc, partition: PartitionId, operation: Operation) -> Option<Reply> {
+    let request = Request::Write { partition, origin: NOBODY, operation, forwarded: false };
+    let asking = async {
+        loop {
+            if let Ok(Response::Reply(reply)) = rpc.call(rpc.me, request.clone(), STEP_TIMEOUT).await {
+                return reply;
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(STEP_TIMEOUT, asking).await.ok()
 }

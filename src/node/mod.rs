@@ -36,6 +36,8 @@ pub use visitor::{ConnectError, Visitor, VisitorBuilder};
 use crate::client::Client;
 use crate::id::{NodeId, SwarmId};
 use crate::net::Secret;
+use crate::wire::Rpc;
+use clock::Clock;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
 use runtime::{Input, Runtime, Shared};
 
@@ -68,6 +70,11 @@ pub struct Node {
     swarm: String,
     secret: Option<Secret>,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// A client on this machine's clock, with a session that nobody else draws.
+fn new_client<R: Rpc>(rpc: R) -> Client<R> {
+    Client::new(rpc, Arc::new(|| Clock.now()), rand::make_rng())
 }
 
 /// What a node is made of.
@@ -148,7 +155,7 @@ impl Node {
 
     /// A client of the swarm that this node is a member of. Cheap; every clone of it is the same session.
     pub fn client(&self) -> Client<NodeRpc> {
-        Client::new(self.rpc.clone())
+        new_client(self.rpc.clone())
     }
 
     /// What happens to the node and its swarm from now on. A listener that is too slow misses the oldest.

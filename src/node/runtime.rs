@@ -19,7 +19,7 @@ use super::merge;
 use super::rpc::NodeRpc;
 use crate::codec::{decode, encode};
 use crate::id::{NodeId, SwarmId};
-use crate::net::{Inbound, Net, NetEvent, Responder, Role};
+use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role};
 use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
@@ -129,8 +129,8 @@ impl Inlet {
 }
 
 impl Inbound for Inlet {
-    fn link_up(&self, node: NodeId, role: Role) {
-        self.links.up(node, role);
+    fn link_up(&self, link: &LinkInfo) {
+        self.links.up(link.node, link.role);
         self.wake.notify_one();
     }
 
@@ -307,7 +307,9 @@ impl Runtime {
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),
                 Output::Event(event) => self.event(event),
-                Output::Merge { from, into, attempt } => self.merge(from, into, attempt),
+                Output::Merge { from, partitions, into, attempt } => {
+                    self.merge(from, partitions, into, attempt);
+                }
                 Output::Left => self.shared.left.cancel(),
             }
         }
@@ -344,10 +346,10 @@ impl Runtime {
         });
     }
 
-    fn merge(&mut self, from: SwarmId, into: SwarmId, attempt: u128) {
+    fn merge(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128) {
         let rpc = self.rpc.clone();
         self.merging.spawn(async move {
-            let result = merge::seal_all(rpc.clone(), into, attempt).await;
+            let result = merge::seal_all(&rpc, partitions, into, attempt).await;
             drop(rpc.inputs.send(Input::Merged { from, into, result }).await);
         });
     }

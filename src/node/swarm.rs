@@ -14,7 +14,7 @@ use super::core::{CoreConfig, Output};
 use super::event::{MemberChange, NodeEvent};
 use super::reconcile::{GroupView, Step, next_step};
 use crate::id::{NodeId, PartitionId, SwarmId};
-use crate::membership::{self, Change, Me, Member, MemberState, Membership, MembershipConfig};
+use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
 use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
 use crate::ring::{PartitionCount, Ring};
 use crate::state_machine::Query;
@@ -42,6 +42,7 @@ pub(super) struct Swarm {
     me: NodeId,
     id: SwarmId,
     name: String,
+    addresses: Vec<String>,
     partitions: PartitionCount,
     replicas: usize,
     replace_after: Duration,
@@ -93,6 +94,7 @@ impl Swarm {
             me,
             id,
             name: config.name.clone(),
+            addresses: config.addresses.clone(),
             partitions,
             replicas: config.replicas,
             replace_after: config.replace_after,
@@ -166,7 +168,7 @@ impl Swarm {
     pub(super) fn leave(&mut self, now: Timestamp) {
         if self.leaving.is_none() {
             self.leaving = Some(usize::MAX);
-            self.membership.set_draining(now);
+            self.membership.update_me(self.addresses.clone(), true, now);
             self.place(now);
         }
     }
@@ -176,7 +178,8 @@ impl Swarm {
     }
 
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>, now: Timestamp) {
-        self.membership.set_addresses(addresses, now);
+        self.addresses = addresses;
+        self.membership.update_me(self.addresses.clone(), self.leaving.is_some(), now);
     }
 
     pub(super) fn handle_deadline(&mut self, now: Timestamp) {
@@ -276,10 +279,16 @@ impl Swarm {
     fn serve(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
         match request {
             Request::Write { partition, origin, operation, .. } => {
-                self.driver.propose(partition, tag, Some(origin), operation, now);
+                // What a node asks for on behalf of its swarm may be repeated at will: no session is needed.
+                let origin = (!operation.is_administrative()).then_some(origin);
+                self.driver.propose(partition, tag, origin, operation, now);
             }
             Request::Read { partition, consistency, query, .. } => {
-                self.driver.read(partition, tag, consistency == Consistency::Stale, query, now);
+                if consistency == Consistency::Stale {
+                    self.driver.read_stale(partition, tag, &query);
+                } else {
+                    self.driver.read(partition, tag, query, now);
+                }
             }
             Request::Wait { partition, key, seen, timeout_ms, .. } => {
                 if self.waits.len() >= MAX_WAITS {
@@ -321,25 +330,27 @@ impl Swarm {
     }
 
     fn route(&self, partition: PartitionId, stale: bool, forwarded: bool) -> Route {
-        let here = self.driver.group(partition);
-        if here.as_ref().is_some_and(|group| stale || group.role == Role::Leader) {
+        let holds = self.driver.state(partition).is_some();
+        let leader = match self.driver.leader(partition) {
+            None if !holds => self.leaders[partition.0 as usize].map(|(_, leader)| leader),
+            known => known,
+        };
+        if holds && (stale || leader == Some(self.me)) {
             return Route::Here;
         }
-        let leader = match &here {
-            Some(group) => group.leader,
-            None => self.leaders[partition.0 as usize].map(|(_, leader)| leader),
-        };
+        let has_quorum = || self.driver.group(partition).is_some_and(|group| group.has_quorum);
         if forwarded {
-            return Route::Nowhere(match here {
-                Some(group) if !group.has_quorum && leader.is_none() => Refusal::NoQuorum,
-                _ => Refusal::NotLeader { leader },
+            return Route::Nowhere(if holds && leader.is_none() && !has_quorum() {
+                Refusal::NoQuorum
+            } else {
+                Refusal::NotLeader { leader }
             });
         }
         if let Some(leader) = leader.filter(|leader| self.linked.contains(leader)) {
             return Route::There(leader);
         }
-        if let Some(group) = here {
-            return Route::Nowhere(if group.has_quorum {
+        if holds {
+            return Route::Nowhere(if has_quorum() {
                 Refusal::NotLeader { leader: None }
             } else {
                 Refusal::NoQuorum
@@ -424,12 +435,11 @@ impl Swarm {
             (Some(_), MemberState::Dead) => MemberChange::Died,
             (Some(_), MemberState::Left) => MemberChange::Left,
         };
-        let alive = |member: &&Member| matches!(member.state, MemberState::Alive | MemberState::Suspect);
-        Some(NodeEvent::Member {
+                Some(NodeEvent::Member {
             node: member.node,
             change,
             address: member.addresses.first().cloned(),
-            alive: self.membership.members().filter(alive).count(),
+            alive: self.membership.members().filter(|member| member.state.is_present()).count(),
         })
     }
 
@@ -463,7 +473,7 @@ impl Swarm {
     // -- groups --
 
     fn drain_driver(&mut self, now: Timestamp) {
-        while let Some(output) = self.driver.poll_output(now) {
+        while let Some(output) = self.driver.poll_output() {
             match output {
                 replication::Output::Frame { to, messages } => {
                     let message = Message::Groups { swarm: self.id, messages };
@@ -579,7 +589,7 @@ impl Swarm {
     }
 
     fn change(&mut self, partition: PartitionId, change: replication::Change, base: u64, now: Timestamp) {
-        if let Err(error) = self.driver.change(partition, change, base, now) {
+        if let Err(error) = self.driver.change(partition, base, &change, now) {
             tracing::debug!(%partition, %error, "change of replicas refused for now");
         }
     }
@@ -597,7 +607,7 @@ impl Swarm {
     /// Reports progress; returns whether nothing keeps this node here any more.
     fn try_to_go(&mut self, now: Timestamp) -> bool {
         let others = self.ring.members().iter().any(|node| *node != self.me);
-        let held = self.driver.replicas_held();
+        let held = self.driver.replicas().count();
         if held > 0 && others {
             if self.leaving != Some(held) {
                 self.leaving = Some(held);

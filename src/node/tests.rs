@@ -110,6 +110,11 @@ impl World {
 
     fn kill(&mut self, node: NodeId) {
         self.nodes.remove(&node);
+        // A broken link fails the calls that wait on it.
+        let waiting: Vec<_> = self.forwarded.extract_if(.., |(at, _), _| *at == node).collect();
+        for (_, (to, tag)) in waiting {
+            self.schedule(Duration::from_millis(1), Event::Response { to, tag, response: Response::Unknown });
+        }
         for (a, b) in self.links.clone() {
             if a == node || b == node {
                 self.unlink(a, b);
@@ -317,6 +322,8 @@ impl World {
                     self.forwarded.insert((to, second), (from, tag));
                     core.request(second, request, now);
                     self.drain(to);
+                } else {
+                    self.schedule(Duration::ZERO, Event::Response { to: from, tag, response: Response::Unknown });
                 }
             }
             Event::Response { to: _, tag, response } => {
@@ -430,6 +437,7 @@ fn a_minority_says_so_and_reads_stale_and_the_majority_goes_on() {
         for key in keys(10) {
             world.put(&nodes, &key, "before");
         }
+        world.run(Duration::from_secs(1));
         let (minority, majority) = (nodes[0], &nodes[1..]);
         world.cut(&[minority], majority);
         world.run(Duration::from_secs(3));

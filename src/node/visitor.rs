@@ -8,10 +8,11 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use super::builder::{DEFAULT_SWARM, StartError, split};
+use super::new_client;
 use super::rendezvous::Rendezvous;
 use crate::client::Client;
 use crate::id::NodeId;
-use crate::net::{Identity, Inbound, Listen, Net, NetConfig, NetError, NetEvent, Responder, Role, Secret};
+use crate::net::{Identity, Inbound, LinkInfo, Net, NetConfig, NetError, NetEvent, Responder, Role, Secret};
 
 /// How long to try to reach the swarm if nothing else is said.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,14 +84,9 @@ impl VisitorBuilder {
         }
 
         let linked = Arc::new(Notify::new());
-        let config = NetConfig {
-            identity: Identity::generate(),
-            swarm_name: swarm.clone(),
-            secret,
-            role: Role::Visitor,
-            listen: Listen::Nowhere,
-            mdns: false,
-        };
+        let mut config = NetConfig::new(Identity::generate(), swarm.as_str());
+        config.secret = secret;
+        config.role = Role::Visitor;
         let (net, mut events) = Net::start(config, Arc::new(Door { linked: Arc::clone(&linked) })).await?;
         for address in &addresses {
             net.dial(address).map_err(|error| StartError::Address(error.to_string()))?;
@@ -145,7 +141,7 @@ impl Visitor {
 
     /// A client of the swarm. Cheap; every clone of it is the same session.
     pub fn client(&self) -> Client<Net> {
-        Client::new(self.net.clone())
+        new_client(self.net.clone())
     }
 
     /// A node that the visitor is linked with, if there is one at the moment.
@@ -166,7 +162,7 @@ struct Door {
 }
 
 impl Inbound for Door {
-    fn link_up(&self, _node: NodeId, _role: Role) {
+    fn link_up(&self, _link: &LinkInfo) {
         self.linked.notify_one();
     }
 

@@ -1,0 +1,406 @@
+//! The driver: all groups of a node, fed by inputs, drained by turns.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::rngs::StdRng;
+
+use super::group::{Group, Shared};
+use super::message::{Body, GroupMessage, RaftKind};
+use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, Refusal};
+use crate::id::{NodeId, PartitionId, ReplicaId, Version};
+use crate::state_machine::{Operation, Origin, Query, StateMachine};
+use crate::time::Timestamp;
+
+/// A frame is closed when it has so many bytes; one message may take it over that.
+const FRAME_BYTES: usize = 2 * 1024 * 1024;
+
+/// All Raft groups of a node, without I/O, clock or hidden randomness.
+///
+/// Call any of the inputs, then [`Driver::poll_output`] until it returns `None`; call
+/// [`Driver::handle_deadline`] when [`Driver::next_deadline`] has come.
+#[derive(Debug)]
+pub struct Driver {
+    shared: Shared,
+    partitions: u32,
+    groups: BTreeMap<PartitionId, Group>,
+    /// Of each group, the highest replica that lived here and was destroyed: late messages to it do not bring
+    /// it back.
+    destroyed: BTreeMap<PartitionId, ReplicaId>,
+    /// Groups that this turn has touched.
+    touched: BTreeSet<PartitionId>,
+    next_tick: Timestamp,
+    ticks: usize,
+}
+
+impl Driver {
+    /// The driver of node `me`, without any group.
+    pub fn new(me: NodeId, config: DriverConfig, rng: StdRng, now: Timestamp) -> Self {
+        let next_tick = now + config.tick;
+        Self {
+            shared: Shared::new(me, config, rng, now),
+            partitions: 0,
+            groups: BTreeMap::new(),
+            destroyed: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            next_tick,
+            ticks: 0,
+        }
+    }
+
+    /// Founds all groups: this node becomes the only voter of each and leads it at once.
+    ///
+    /// # Panics
+    /// Never: a founder's configuration is one that the Raft core takes.
+    pub fn found(&mut self, partitions: u32, now: Timestamp) {
+        self.advance_to(now);
+        self.partitions = partitions;
+        for partition in (0..partitions).map(PartitionId) {
+            let group =
+                Group::founding(partition, &mut self.shared).expect("a founder's configuration is sound");
+            self.groups.insert(partition, group);
+            self.touched.insert(partition);
+        }
+    }
+
+    /// Takes part in a swarm of so many partitions: replicas are created when their leaders address them.
+    pub fn join(&mut self, partitions: u32) {
+        self.partitions = partitions;
+    }
+
+    /// Drops every group: this node's swarm is no more. What was asked is answered.
+    pub fn dissolve(&mut self) {
+        self.partitions = 0;
+        for (_, mut group) in std::mem::take(&mut self.groups) {
+            group.close(&mut self.shared);
+        }
+        self.destroyed.clear();
+        self.touched.clear();
+        self.shared.outbox.clear();
+        self.shared.timers.clear();
+    }
+
+    fn advance_to(&mut self, now: Timestamp) {
+        self.shared.now = self.shared.now.max(now);
+    }
+
+    /// Lets a group work; afterwards it belongs to the turn, unless the group destroyed it.
+    fn with<T>(
+        &mut self,
+        partition: PartitionId,
+        work: impl FnOnce(&mut Group, &mut Shared) -> T,
+    ) -> Option<T> {
+        let group = self.groups.get_mut(&partition)?;
+        let result = work(group, &mut self.shared);
+        if group.is_doomed() {
+            self.destroy(partition);
+        } else {
+            self.touched.insert(partition);
+        }
+        Some(result)
+    }
+
+    fn destroy(&mut self, partition: PartitionId) {
+        let Some(mut group) = self.groups.remove(&partition) else {
+            return;
+        };
+        group.close(&mut self.shared);
+        self.touched.remove(&partition);
+        let destroyed = self.destroyed.entry(partition).or_insert(group.id());
+        *destroyed = (*destroyed).max(group.id());
+        self.shared
+            .outputs
+            .push_back(Output::ReplicaRemoved { partition });
+    }
+
+    /// Proposes an operation; [`Output::Outcome`] tells what became of it.
+    pub fn propose(
+        &mut self,
+        partition: PartitionId,
+        tag: u64,
+        origin: Option<Origin>,
+        operation: Operation,
+        now: Timestamp,
+    ) {
+        self.advance_to(now);
+        let served = self.with(partition, |group, shared| {
+            group.propose(tag, origin, operation, shared)
+        });
+        self.refuse_unless(served, tag);
+    }
+
+    /// Reads linearizably.
+    pub fn read(&mut self, partition: PartitionId, tag: u64, query: Query, now: Timestamp) {
+        self.advance_to(now);
+        let served = self.with(partition, |group, shared| group.read(tag, query, shared));
+        self.refuse_unless(served, tag);
+    }
+
+    /// Reads from what this node has, which may be old.
+    pub fn read_stale(&mut self, partition: PartitionId, tag: u64, query: &Query) {
+        let served = self
+            .groups
+            .get(&partition)
+            .map(|group| group.read_stale(tag, query, &mut self.shared));
+        self.refuse_unless(served, tag);
+    }
+
+    /// Reads a key as soon as its version is not `seen`; linearizable from the first look on. Ends with an
+    /// answer, with a refusal when leadership is lost, or by [`Driver::cancel`].
+    pub fn wait(
+        &mut self,
+        partition: PartitionId,
+        tag: u64,
+        key: Vec<u8>,
+        seen: Option<Version>,
+        now: Timestamp,
+    ) {
+        self.advance_to(now);
+        let served = self.with(partition, |group, shared| group.wait(tag, key, seen, shared));
+        self.refuse_unless(served, tag);
+    }
+
+    /// Nobody waits for this wait any more: it gets no outcome.
+    pub fn cancel(&mut self, tag: u64) {
+        if let Some(partition) = self.shared.waits.remove(&tag)
+            && let Some(group) = self.groups.get_mut(&partition)
+        {
+            group.cancel(tag);
+        }
+    }
+
+    fn refuse_unless(&mut self, served: Option<()>, tag: u64) {
+        if served.is_none() {
+            self.shared.refuse(tag, Refusal::NoReplica);
+        }
+    }
+
+    /// Takes what another node's groups say. What is odd is dropped and counted.
+    pub fn receive(&mut self, from: NodeId, messages: Vec<GroupMessage>, now: Timestamp) {
+        self.advance_to(now);
+        if from == self.shared.me {
+            return;
+        }
+        for message in messages {
+            self.receive_one(from, message);
+        }
+    }
+
+    fn receive_one(&mut self, from: NodeId, message: GroupMessage) {
+        let partition = message.partition;
+        if partition.0 >= self.partitions {
+            self.shared.dropped += 1;
+            return;
+        }
+        if message.body == Body::Inquiry {
+            let removed = self
+                .groups
+                .get(&partition)
+                .filter(|group| group.has_removed(message.from))
+                .map(Group::id);
+            if let Some(me) = removed {
+                let answer = Group::message(partition, me, message.from, Body::Retired);
+                self.shared.send(from, answer);
+            }
+            return;
+        }
+        let to = message.to;
+        if let Some(group) = self.groups.get(&partition) {
+            if to == group.id() {
+                self.with(partition, |group, shared| group.receive(from, message, shared));
+            } else if to > group.id() && !group.inquired_lately(self.shared.now) {
+                // The group has taken this node in again under a new id: so the replica here was removed. That
+                // is for the group to say, and then the new one is created.
+                self.with(partition, |group, shared| group.ask_whether_in(shared));
+            }
+            return;
+        }
+        let from_leader = match &message.body {
+            Body::Raft(raft) => matches!(raft.kind, RaftKind::Append | RaftKind::Heartbeat),
+            Body::SnapshotChunk(_) => true,
+            _ => false,
+        };
+        let late = self
+            .destroyed
+            .get(&partition)
+            .is_some_and(|destroyed| to <= *destroyed);
+        if !from_leader || late || to.0 == 0 {
+            return;
+        }
+        let Ok(group) = Group::blank(partition, to, &mut self.shared) else {
+            self.shared.dropped += 1;
+            return;
+        };
+        self.groups.insert(partition, group);
+        self.shared
+            .outputs
+            .push_back(Output::ReplicaCreated { partition });
+        self.with(partition, |group, shared| group.receive(from, message, shared));
+    }
+
+    /// The link to a node stands.
+    pub fn link_up(&mut self, node: NodeId, now: Timestamp) {
+        self.advance_to(now);
+        if self.shared.linked.insert(node) {
+            self.link_changed(node, true);
+        }
+    }
+
+    /// The link to a node is broken: its leaderships are taken over as soon as that is safe.
+    pub fn link_down(&mut self, node: NodeId, now: Timestamp) {
+        self.advance_to(now);
+        if self.shared.linked.remove(&node) {
+            self.shared.outbox.remove(&node);
+            self.link_changed(node, false);
+        }
+    }
+
+    fn link_changed(&mut self, node: NodeId, up: bool) {
+        for (partition, group) in &mut self.groups {
+            group.link_changed(node, up, &mut self.shared);
+            self.touched.insert(*partition);
+        }
+    }
+
+    /// Changes who is in a group that this node leads. `based_on` is the [`GroupStatus::config`] that the
+    /// change was decided on; under any other it is refused, so that two who decide do not mix. That the change
+    /// was accepted does not mean that it will happen: watch [`Driver::group`].
+    ///
+    /// # Errors
+    /// Nothing was done; the error says why.
+    pub fn change(
+        &mut self,
+        partition: PartitionId,
+        based_on: u64,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<(), ChangeError> {
+        self.advance_to(now);
+        self.with(partition, |group, shared| group.change(based_on, change, shared))
+            .unwrap_or(Err(ChangeError::NotLeader))
+    }
+
+    /// Hands the leadership of a group to its voter on `to`, if that is linked and has caught up. Whether that
+    /// was begun; proposals are refused until it is done or called off, after half a second.
+    pub fn transfer(&mut self, partition: PartitionId, to: NodeId, now: Timestamp) -> bool {
+        self.advance_to(now);
+        self.with(partition, |group, shared| group.transfer(to, shared))
+            .unwrap_or(false)
+    }
+
+    /// Hands over every leadership to whoever is best placed: before a stop. How many were begun.
+    pub fn hand_over(&mut self, now: Timestamp) -> usize {
+        self.advance_to(now);
+        let led: Vec<_> = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.is_leader())
+            .map(|(partition, _)| *partition)
+            .collect();
+        led.into_iter()
+            .filter(|partition| self.with(*partition, Group::hand_over).unwrap_or(false))
+            .count()
+    }
+
+    /// When [`Driver::handle_deadline`] is to be called next.
+    pub fn next_deadline(&self) -> Timestamp {
+        match self.shared.timers.first() {
+            _ if self.groups.is_empty() => Timestamp::NEVER,
+            Some((at, _)) => self.next_tick.min(*at),
+            None => self.next_tick,
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_deadline(&mut self, now: Timestamp) {
+        self.advance_to(now);
+        let now = self.shared.now;
+        while let Some((at, partition)) = self.shared.timers.first().copied()
+            && at <= now
+        {
+            self.shared.timers.pop_first();
+            self.with(partition, Group::on_timer);
+        }
+        if now < self.next_tick {
+            return;
+        }
+        // After a pause, time that was not lived through is not made up for: one tick, then on from here.
+        self.next_tick = self.next_tick + self.shared.config.tick;
+        if self.next_tick <= now {
+            self.next_tick = now + self.shared.config.tick;
+        }
+        let config = &self.shared.config;
+        self.ticks += 1;
+        let beat = self.ticks % config.ticks(config.heartbeat) == 0;
+        for partition in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.with(partition, |group, shared| group.tick(beat, shared));
+        }
+    }
+
+    /// The next thing to be done. Handles the groups that were touched since, each once.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.shared.outputs.pop_front() {
+            return Some(output);
+        }
+        while let Some(partition) = self.touched.pop_first() {
+            let Some(group) = self.groups.get_mut(&partition) else {
+                continue;
+            };
+            group.drain(&mut self.shared);
+            if group.is_doomed() {
+                self.destroy(partition);
+            }
+        }
+        for (to, messages) in std::mem::take(&mut self.shared.outbox) {
+            let mut frame = Vec::new();
+            let mut bytes = 0;
+            for message in messages {
+                bytes += message.weight();
+                frame.push(message);
+                if bytes >= FRAME_BYTES {
+                    let messages = std::mem::take(&mut frame);
+                    self.shared.outputs.push_back(Output::Frame { to, messages });
+                    bytes = 0;
+                }
+            }
+            if !frame.is_empty() {
+                self.shared
+                    .outputs
+                    .push_back(Output::Frame { to, messages: frame });
+            }
+        }
+        self.shared.outputs.pop_front()
+    }
+
+    /// How the replica of a partition on this node is; `None` if there is none.
+    pub fn group(&self, partition: PartitionId) -> Option<GroupStatus> {
+        self.groups
+            .get(&partition)
+            .map(|group| group.status(&self.shared))
+    }
+
+    /// Who leads a partition, if this node has a replica of it and knows a leader that it is linked with.
+    pub fn leader(&self, partition: PartitionId) -> Option<NodeId> {
+        self.groups.get(&partition)?.leader(&self.shared)
+    }
+
+    /// The partitions of which this node has a replica (perhaps without data yet).
+    pub fn replicas(&self) -> impl Iterator<Item = PartitionId> + '_ {
+        self.groups.keys().copied()
+    }
+
+    /// The state of a partition as this node has applied it; `None` without a replica with data.
+    pub fn state(&self, partition: PartitionId) -> Option<&StateMachine> {
+        self.groups.get(&partition)?.machine()
+    }
+
+    /// Messages that were dropped because no correct replica sends them.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped
+    }
+
+    /// What was applied since the last call: partition, index, entry and term.
+    #[cfg(test)]
+    pub(super) fn take_applied(&mut self) -> Vec<(PartitionId, u64, Vec<u8>)> {
+        std::mem::take(&mut self.shared.applied)
+    }
+}

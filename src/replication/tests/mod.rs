@@ -1,0 +1,496 @@
+//! The driver in a deterministic world.
+
+mod chaos;
+mod hostile;
+mod sim;
+
+use sim::{Sim, ms};
+
+use crate::id::{NodeId, PartitionId};
+use crate::replication::{Change, ChangeError, DriverConfig, GroupMessage, Outcome, Refusal, Role};
+use crate::state_machine::Query;
+
+const P: PartitionId = PartitionId(0);
+
+/// Brings up `count` nodes, all voters of all groups.
+fn cluster(seed: u64, partitions: u32, count: u8) -> (Sim, Vec<NodeId>) {
+    cluster_with(seed, partitions, count, DriverConfig::default())
+}
+
+fn cluster_with(seed: u64, partitions: u32, count: u8, config: DriverConfig) -> (Sim, Vec<NodeId>) {
+    let mut sim = Sim::new(seed, partitions, config);
+    let nodes: Vec<_> = (1..=count).map(|number| sim.start(number)).collect();
+    for partition in (0..partitions).map(PartitionId) {
+        grow(&mut sim, partition, &nodes);
+    }
+    (sim, nodes)
+}
+
+fn apply_change(sim: &mut Sim, partition: PartitionId, change: &Change) {
+    let leader = sim.leader(partition).unwrap();
+    let config = sim.status(leader, partition).unwrap().config;
+    let now = sim.now;
+    sim.driver(leader).change(partition, config, change, now).unwrap();
+    sim.settle(leader);
+    sim.run_while(ms(5000), |sim| {
+        let status = sim.status(leader, partition).unwrap();
+        status.config == config || status.changing
+    });
+}
+
+/// Makes exactly `nodes` the voters; the leader must be among them.
+fn grow(sim: &mut Sim, partition: PartitionId, nodes: &[NodeId]) {
+    let leader = sim.leader(partition).unwrap();
+    let status = sim.status(leader, partition).unwrap();
+    let new: Vec<_> = nodes
+        .iter()
+        .copied()
+        .filter(|node| !status.voters.contains(node))
+        .collect();
+    if !new.is_empty() {
+        apply_change(sim, partition, &Change::AddLearners(new.clone()));
+        sim.run_while(ms(5000), |sim| {
+            let status = sim.status(leader, partition).unwrap();
+            !status.progress.iter().all(|replica| replica.caught_up)
+        });
+    }
+    let remove: Vec<_> = status
+        .voters
+        .iter()
+        .copied()
+        .filter(|node| !nodes.contains(node))
+        .collect();
+    apply_change(sim, partition, &Change::Replace { promote: new, remove });
+}
+
+#[test]
+fn three_nodes_replicate() {
+    let (mut sim, nodes) = cluster(1, 3, 3);
+    for partition in (0..3).map(PartitionId) {
+        for number in 0..10u8 {
+            sim.put(nodes[0], partition, &[number], b"value");
+        }
+    }
+    sim.run(ms(300));
+    assert_eq!(sim.counts["writes"], 30);
+    for node in &nodes {
+        for partition in (0..3).map(PartitionId) {
+            let state = sim.driver(*node).state(partition).unwrap();
+            assert_eq!(state.len(), 10);
+        }
+    }
+    sim.get(nodes[0], P, &[3]);
+    sim.run(ms(10));
+    assert_eq!(sim.counts["reads"], 1);
+    assert_eq!(sim.status(nodes[1], P).unwrap().role, Role::Follower);
+    sim.keep_outcomes = true;
+    let tag = sim.put(nodes[1], P, &[3], b"elsewhere");
+    assert_eq!(
+        sim.outcomes[&tag],
+        Outcome::Refused(Refusal::NotLeader {
+            leader: Some(nodes[0])
+        })
+    );
+}
+
+fn is_written(outcome: Option<&Outcome>) -> bool {
+    matches!(outcome, Some(Outcome::Reply(_)))
+}
+
+#[test]
+fn survivors_take_over_at_once_when_the_leader_is_gone() {
+    for seed in 0..20 {
+        let (mut sim, nodes) = cluster(seed, 8, 3);
+        sim.keep_outcomes = true;
+        let pause = sim.seed * 37;
+        sim.run(ms(700 + pause));
+        sim.crash(nodes[0]);
+        let crashed = sim.now;
+        for partition in (0..8).map(PartitionId) {
+            sim.run_while(ms(200), |sim| {
+                let Some(leader) = sim.leader(partition) else {
+                    return true;
+                };
+                let tag = sim.put(leader, partition, b"key", b"value");
+                sim.run(ms(4));
+                !is_written(sim.outcomes.get(&tag))
+            });
+        }
+        assert!(sim.now.since(crashed) < ms(240), "{:?}", sim.now.since(crashed));
+    }
+}
+
+/// The followers have lost the leader, the leader knows nothing of it: it must not serve what is old. The world
+/// checks every read against what was acknowledged before.
+#[test]
+fn a_leader_that_was_replaced_without_knowing_serves_nothing_old() {
+    for seed in 0..40u64 {
+        let (mut sim, nodes) = cluster(seed, 1, 3);
+        let old = nodes[0];
+        sim.put(old, P, b"key", b"old");
+        sim.run(ms(500 + seed * 13));
+        let asleep = seed % 2 == 1;
+        for other in [nodes[1], nodes[2]] {
+            sim.blocked.insert((old, other));
+            sim.blocked.insert((other, old));
+            sim.schedule(ms(seed % 7), other, sim::Event::Link(old, false));
+        }
+        let mut taken_over = false;
+        for step in 0..1500u64 {
+            sim.run(ms(1));
+            if asleep && step == 20 {
+                sim.nodes.get_mut(&old).unwrap().paused_until = sim.now + ms(400);
+            }
+            if sim.nodes[&old].paused_until <= sim.now {
+                sim.get(old, P, b"key");
+            }
+            for new in [nodes[1], nodes[2]] {
+                if sim.status(new, P).unwrap().role == Role::Leader {
+                    taken_over = true;
+                    sim.put(new, P, b"key", b"new");
+                    sim.get(new, P, b"key");
+                }
+            }
+        }
+        assert!(taken_over);
+        assert!(sim.counts["reads"] > 100, "{:?}", sim.counts);
+    }
+}
+
+/// The same with the hand-over of leadership, which overrides promises: its order to campaign comes late.
+#[test]
+fn no_lease_survives_the_beginning_of_a_transfer() {
+    for seed in 0..40u64 {
+        let (mut sim, nodes) = cluster(seed, 1, 3);
+        let old = nodes[0];
+        sim.put(old, P, b"key", b"old");
+        sim.run(ms(300));
+        sim.get(old, P, b"key");
+        sim.run(ms(5));
+        // Everything that the old leader sends from now on takes long; what it asked before holds.
+        sim.faults.latency_us = (1_000, 10_000 + seed * 10_000);
+        let now = sim.now;
+        assert!(sim.driver(old).transfer(P, nodes[1], now));
+        sim.settle(old);
+        for _ in 0..1000 {
+            sim.run(ms(1));
+            for node in nodes.clone() {
+                if sim.status(node, P).unwrap().role == Role::Leader {
+                    sim.put(node, P, b"key", b"new");
+                    sim.get(node, P, b"key");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn leadership_moves_on_request_without_losing_a_proposal() {
+    let (mut sim, nodes) = cluster(3, 16, 3);
+    sim.keep_outcomes = true;
+    let mut tags = Vec::new();
+    for partition in (0..16).map(PartitionId) {
+        tags.push(sim.put(nodes[0], partition, b"key", b"value"));
+    }
+    let now = sim.now;
+    assert_eq!(sim.driver(nodes[0]).hand_over(now), 16);
+    sim.settle(nodes[0]);
+    sim.run(ms(20));
+    for tag in tags {
+        assert!(is_written(sim.outcomes.get(&tag)), "{:?}", sim.outcomes.get(&tag));
+    }
+    for partition in (0..16).map(PartitionId) {
+        assert_ne!(sim.leader(partition), Some(nodes[0]));
+    }
+    // Not to one that cannot.
+    let leader = sim.leader(P).unwrap();
+    sim.driver(leader).link_down(nodes[0], now);
+    sim.settle(leader);
+    assert!(!sim.driver(leader).transfer(P, nodes[0], now));
+}
+
+#[test]
+fn a_group_grows_and_shrinks_and_keeps_what_it_has() {
+    let mut sim = Sim::new(5, 4, DriverConfig::default());
+    let a = sim.start(1);
+    let b = sim.start(2);
+    let c = sim.start(3);
+    sim.run(ms(100));
+    for (round, nodes) in [vec![a, b], vec![a, b, c], vec![a, c], vec![a]]
+        .iter()
+        .enumerate()
+    {
+        for partition in (0..4).map(PartitionId) {
+            sim.put(a, partition, &[round as u8], b"value");
+            grow(&mut sim, partition, nodes);
+        }
+        sim.run(ms(50));
+        for node in [a, b, c] {
+            let held = sim.driver(node).replicas().count();
+            assert_eq!(
+                held,
+                if nodes.contains(&node) { 4 } else { 0 },
+                "{}",
+                sim.describe()
+            );
+        }
+    }
+    assert_eq!(sim.driver(a).state(P).unwrap().len(), 4);
+    let status = sim.status(a, P).unwrap();
+    assert_eq!(
+        (status.voters, status.learners, status.changing),
+        (vec![a], vec![], false)
+    );
+}
+
+#[test]
+fn a_change_based_on_another_configuration_is_refused() {
+    let (mut sim, nodes) = cluster(5, 1, 2);
+    let extra = sim.start(3);
+    let config = sim.status(nodes[0], P).unwrap().config;
+    let now = sim.now;
+    let add = Change::AddLearners(vec![extra]);
+    let leader = sim.driver(nodes[0]);
+    assert_eq!(
+        leader.change(P, config - 1, &add, now),
+        Err(ChangeError::Stale { current: config })
+    );
+    assert_eq!(leader.change(P, config, &add, now), Ok(()));
+    assert_eq!(leader.change(P, config, &add, now), Err(ChangeError::Pending));
+    sim.settle(nodes[0]);
+    sim.run(ms(1));
+    let replace = |promote: Vec<_>, remove: Vec<_>| Change::Replace { promote, remove };
+    let config = sim.run_while(ms(100), |sim| {
+        sim.status(nodes[0], P).unwrap().learners.is_empty()
+    });
+    assert!(config < ms(10));
+    let config = sim.status(nodes[0], P).unwrap().config;
+    let now = sim.now;
+    let leader = sim.driver(nodes[0]);
+    assert_eq!(
+        leader.change(P, config, &replace(vec![extra], vec![]), now),
+        Err(ChangeError::NotCaughtUp(extra))
+    );
+    assert_eq!(
+        leader.change(P, config, &replace(vec![], vec![nodes[0]]), now),
+        Err(ChangeError::RemovesLeader)
+    );
+    assert_eq!(
+        leader.change(P, config, &add, now),
+        Err(ChangeError::AlreadyThere(extra))
+    );
+    assert_eq!(
+        sim.driver(nodes[1]).change(P, config, &add, now),
+        Err(ChangeError::NotLeader)
+    );
+}
+
+#[test]
+fn a_newcomer_gets_megabytes_in_pieces() {
+    for (seed, loss) in [(1, 0.0), (2, 0.15)] {
+        let mut sim = Sim::new(seed, 1, DriverConfig::default());
+        let a = sim.start(1);
+        sim.run(ms(100));
+        for number in 0..12u8 {
+            sim.put(a, P, &[number], &vec![number; 256 * 1024]);
+        }
+        assert_eq!(sim.counts["writes"], 12);
+        let b = sim.start(2);
+        sim.faults.loss = loss;
+        sim.keep_frames = true;
+        let config = sim.status(a, P).unwrap().config;
+        let now = sim.now;
+        sim.driver(a)
+            .change(P, config, &Change::AddLearners(vec![b]), now)
+            .unwrap();
+        sim.settle(a);
+        sim.run_while(ms(9_000), |sim| {
+            !sim.status(a, P)
+                .unwrap()
+                .progress
+                .iter()
+                .any(|replica| replica.caught_up)
+        });
+        assert_eq!(sim.driver(b).state(P).unwrap().len(), 12);
+        let frames = &sim.frames[&(a, b)];
+        let weight = |frame: &Vec<GroupMessage>| frame.iter().map(GroupMessage::weight).sum::<usize>();
+        assert!(frames.iter().map(weight).max().unwrap() < 2 * 1024 * 1024);
+        assert!(sim.counts["snapshot frames"] >= 4);
+    }
+}
+
+#[test]
+fn a_minority_says_so_at_once_and_serves_what_it_has() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.keep_outcomes = true;
+    sim.put(nodes[0], P, b"key", b"value");
+    sim.run(ms(300));
+    let now = sim.now;
+    let pending = sim.get(nodes[0], P, b"key");
+    for other in [nodes[1], nodes[2]] {
+        sim.blocked.insert((nodes[0], other));
+        sim.driver(nodes[0]).link_down(other, now);
+        sim.driver(other).link_down(nodes[0], now);
+        sim.settle(other);
+    }
+    sim.driver(nodes[1]).link_down(nodes[2], now);
+    sim.settle(nodes[0]);
+    let refused = Outcome::Refused(Refusal::NoQuorum);
+    assert!(sim.outcomes.get(&pending).is_some());
+    for node in [nodes[0], nodes[1]] {
+        let put = sim.put(node, P, b"key", b"value");
+        let get = sim.get(node, P, b"key");
+        assert_eq!((&sim.outcomes[&put], &sim.outcomes[&get]), (&refused, &refused));
+        let query = Query::Get { key: b"key".to_vec() };
+        sim.driver(node).read_stale(P, 999, &query);
+        sim.settle(node);
+        assert!(matches!(sim.outcomes[&999], Outcome::Answer { stale: true, .. }));
+    }
+}
+
+/// The links stand, but nothing gets through: what was asked gets an answer that does not guess.
+#[test]
+fn a_leader_that_lost_its_quorum_silently_answers_what_it_knows() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.keep_outcomes = true;
+    sim.run(ms(500));
+    for other in [nodes[1], nodes[2]] {
+        sim.blocked.insert((nodes[0], other));
+    }
+    sim.run(ms(200));
+    let puts: Vec<_> = (0..5000)
+        .map(|_| sim.put(nodes[0], P, b"key", b"value"))
+        .collect();
+    let get = sim.get(nodes[0], P, b"key");
+    let wait = sim.wait(nodes[0], P, b"key", None);
+    sim.run(ms(3000));
+    let unknown = puts
+        .iter()
+        .filter(|tag| sim.outcomes[tag] == Outcome::Unknown)
+        .count();
+    let overloaded = Outcome::Refused(Refusal::Overloaded);
+    let refused = puts.iter().filter(|tag| sim.outcomes[tag] == overloaded).count();
+    assert_eq!((unknown, refused), (4096, 904));
+    assert_eq!(sim.outcomes[&get], Outcome::Refused(Refusal::NoQuorum));
+    assert_eq!(sim.outcomes[&wait], Outcome::Refused(Refusal::NoQuorum));
+}
+
+#[test]
+fn a_removed_replica_destroys_itself_even_if_it_was_away() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.run(ms(500));
+    let gone = nodes[2];
+    for other in [nodes[0], nodes[1]] {
+        sim.blocked.insert((other, gone));
+        sim.blocked.insert((gone, other));
+    }
+    sim.run(ms(1200));
+    grow(&mut sim, P, &nodes[..2]);
+    sim.run(ms(8_000));
+    assert!(sim.status(gone, P).is_some());
+    sim.blocked.clear();
+    let healed = sim.now;
+    sim.run_while(ms(5_500), |sim| sim.status(gone, P).is_some());
+    assert!(sim.now.since(healed) < ms(5_500));
+    assert_eq!(
+        sim.status(nodes[0], P).unwrap().term,
+        2,
+        "it disturbed the others"
+    );
+}
+
+#[test]
+fn late_messages_do_not_bring_a_destroyed_replica_back() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.keep_frames = true;
+    sim.put(nodes[0], P, b"key", b"value");
+    sim.run(ms(600));
+    grow(&mut sim, P, &nodes[..2]);
+    sim.run(ms(50));
+    assert!(sim.status(nodes[2], P).is_none());
+    let late = sim.frames[&(nodes[0], nodes[2])].clone();
+    assert!(late.len() > 3);
+    for frame in late {
+        let now = sim.now;
+        sim.driver(nodes[2]).receive(nodes[0], frame, now);
+        sim.settle(nodes[2]);
+    }
+    assert!(sim.status(nodes[2], P).is_none());
+    // Under a new id it is welcome.
+    grow(&mut sim, P, &nodes);
+    assert_eq!(sim.status(nodes[2], P).unwrap().replica.0, 4);
+}
+
+#[test]
+fn a_wait_ends_with_the_next_write_of_its_key() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.keep_outcomes = true;
+    let absent = sim.wait(nodes[0], P, b"key", None);
+    let called_off = sim.wait(nodes[0], P, b"key", None);
+    sim.run(ms(300));
+    assert!(!sim.outcomes.contains_key(&absent));
+    sim.driver(nodes[0]).cancel(called_off);
+    sim.put(nodes[0], P, b"other", b"value");
+    sim.run(ms(10));
+    assert!(!sim.outcomes.contains_key(&absent));
+    sim.put(nodes[0], P, b"key", b"value");
+    sim.run(ms(10));
+    assert!(matches!(
+        sim.outcomes[&absent],
+        Outcome::Answer { stale: false, .. }
+    ));
+    assert!(!sim.outcomes.contains_key(&called_off));
+    let again = sim.wait(nodes[0], P, b"key", None);
+    sim.run(ms(5));
+    assert!(sim.outcomes.contains_key(&again), "the key is not as it was seen");
+    let version = sim.driver(nodes[0]).state(P).unwrap().version(b"key");
+    let stranded = sim.wait(nodes[0], P, b"key", version);
+    let now = sim.now;
+    sim.driver(nodes[0]).hand_over(now);
+    sim.settle(nodes[0]);
+    sim.run(ms(20));
+    assert!(matches!(
+        sim.outcomes[&stranded],
+        Outcome::Refused(Refusal::NotLeader { .. })
+    ));
+}
+
+#[test]
+fn the_log_stays_bounded() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    for round in 0..20_000u32 {
+        sim.put(nodes[0], P, &[1], &round.to_be_bytes());
+        if round % 100 == 0 {
+            sim.run(ms(2));
+        }
+    }
+    sim.run(ms(600));
+    assert!(sim.status(nodes[0], P).unwrap().log_entries <= 1024);
+    for node in &nodes {
+        let status = sim.status(*node, P).unwrap();
+        assert!(status.log_entries <= 4096, "{}", status.log_entries);
+    }
+    assert!(!sim.counts.contains_key("refused"));
+}
+
+#[test]
+fn idle_groups_share_frames() {
+    let (mut sim, nodes) = cluster(1, 64, 3);
+    // Leaderships that began at different times still beat together.
+    let now = sim.now;
+    sim.driver(nodes[0]).transfer(P, nodes[1], now);
+    sim.settle(nodes[0]);
+    sim.run(ms(630));
+    let now = sim.now;
+    sim.driver(nodes[1]).transfer(P, nodes[0], now);
+    sim.settle(nodes[1]);
+    sim.run(ms(600));
+    sim.keep_frames = true;
+    sim.run(ms(10_000));
+    for other in [nodes[1], nodes[2]] {
+        let frames = &sim.frames[&(nodes[0], other)];
+        assert!(frames.len() <= 62, "{}", frames.len());
+        // Now and then the core adds its own.
+        assert!(frames.iter().filter(|frame| frame.len() == 64).count() >= 30);
+    }
+}

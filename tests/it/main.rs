@@ -1,0 +1,3 @@
+//! Tests of whole clusters, linked into one program, and the instruments that judge them.
+
+mod checker;
