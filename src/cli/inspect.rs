@@ -80,9 +80,7 @@ impl Status {
 /// The node that this process is linked with.
 pub(super) fn nearest(session: &Session) -> Result<NodeId, Failure> {
     session
-        .linked()
-        .into_iter()
-        .next()
+        .linked_node()
         .ok_or_else(|| Failure::new(Code::Unreachable, "no node answers; `roundtable up` starts one"))
 }
 

@@ -9,21 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::connect::{MemberChange, Node, NodeEvent, Target, has_secret, looked_up, start};
+use super::connect::{Target, looked_up, secret, start};
 use super::exit::{Code, Failure};
 use super::inspect::{name, plain_address};
 use super::render::{Output, note};
-
-/// Who can reach the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// Processes of this user on this machine.
-    ThisMachine,
-    /// Everyone on the network who has the secret.
-    Lan,
-    /// Everyone who can connect to these addresses and has the secret.
-    Exact(Vec<String>),
-}
+use crate::node::{MemberChange, Node, NodeEvent, Reach};
 
 /// `up`.
 #[derive(Debug)]
@@ -43,11 +33,11 @@ pub(super) struct Up {
 }
 
 impl Up {
-    pub(super) async fn run(mut self, target: Target, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, target: Target, output: Output) -> Result<(), Failure> {
         let (addresses, secret_came_along) = looked_up(&target.join)?;
-        let reach = self.reach.take().unwrap_or_else(|| reach_of(&addresses));
+        let reach = self.reach.clone().unwrap_or_else(|| reach_of(&addresses));
         let far = reach != Reach::ThisMachine;
-        if far && !target.join.is_empty() && !self.open && !secret_came_along && !has_secret(&target) {
+        if far && !target.join.is_empty() && !self.open && !secret_came_along && secret(&target)?.is_none() {
             return Err(Failure::new(
                 Code::Usage,
                 "to join by a bare address takes the swarm's secret: give a ticket (`roundtable ticket` prints one) \
@@ -60,7 +50,6 @@ impl Up {
                 "--open needs --lan, --listen or --join: without them only this machine can come",
             ));
         }
-        self.reach = Some(reach);
         if self.open {
             note(&output.warning(
                 "WARNING: no secret: whoever reaches this machine can join, read and write everything",
@@ -68,7 +57,7 @@ impl Up {
         }
 
         let mut interrupts = Interrupts::new()?;
-        let node = start(&target, &self).await?;
+        let node = start(&target, &self, reach).await?;
         let mut events = node.events();
         let story = Story {
             swarm: target.swarm,

@@ -27,6 +27,7 @@ use super::kv::entry_line;
 use super::render::{Output, note, printable};
 use crate::client::Error;
 use crate::id::{NodeId, Version};
+use crate::net::Net;
 use crate::wire::SwarmView;
 use line::{COMMANDS, Line};
 use room::{Listener, PRESENCE_EVERY, Room};
@@ -95,7 +96,7 @@ struct Scene {
 struct Talk {
     scene: Scene,
     session: Session,
-    room: Room<super::connect::VisitorRpc>,
+    room: Room<Net>,
     /// Number of the last message shown.
     shown: watch::Receiver<u64>,
     /// Number of the last message sent.
@@ -241,7 +242,7 @@ impl Talk {
 
 /// Shows what is said. One's own messages stand on the screen already when they were typed there.
 async fn hear(
-    mut listener: Listener<super::connect::VisitorRpc>,
+    mut listener: Listener<Net>,
     screen: Screen,
     from: u64,
     shown: watch::Sender<u64>,
@@ -291,7 +292,7 @@ async fn look(client: Client, mut before: SwarmView, screen: Screen) {
 }
 
 /// Keeps the person in the list of those who are in the room.
-async fn stay(room: Room<super::connect::VisitorRpc>, nick: watch::Receiver<String>, from: u64) {
+async fn stay(room: Room<Net>, nick: watch::Receiver<String>, from: u64) {
     let mut ticks = tokio::time::interval(PRESENCE_EVERY);
     loop {
         ticks.tick().await;
