@@ -10,6 +10,8 @@
 //! counter and is written under that number; everybody waits for the counter to change and reads what is new. So
 //! all see the same messages in the same order. Ends with the input. (`roundtable chat` is the grown-up one.)
 
+#![expect(clippy::print_stdout, reason = "an example talks to its reader")]
+
 use std::error::Error;
 use std::time::Duration;
 

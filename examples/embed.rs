@@ -7,6 +7,8 @@
 //! The first node founds a swarm; the others join it by its ticket, as they would from other machines. What one
 //! writes, every other reads, also after one has left.
 
+#![expect(clippy::print_stdout, reason = "an example talks to its reader")]
+
 use std::error::Error;
 use std::time::Duration;
 

@@ -16,8 +16,8 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
-use crate::node::Reach;
 use super::{Command, Invocation, bench, inspect, kv, leave};
+use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 const EXAMPLES: &str = "\

@@ -31,12 +31,20 @@ impl Leave {
             }
             None => match session.local_nodes() {
                 [node] => *node,
-                [] => return Err(Failure::new(Code::Usage, "no node of yours runs here: say which one should leave")),
+                [] => {
+                    return Err(Failure::new(
+                        Code::Usage,
+                        "no node of yours runs here: say which one should leave",
+                    ));
+                }
                 several => {
                     let names: Vec<String> = several.iter().map(|node| name(*node)).collect();
                     return Err(Failure::new(
                         Code::Usage,
-                        format!("several nodes run here, say which one should leave: {}", names.join(", ")),
+                        format!(
+                            "several nodes run here, say which one should leave: {}",
+                            names.join(", ")
+                        ),
                     ));
                 }
             },

@@ -122,10 +122,15 @@ fn reach_of(join: &[String]) -> Reach {
     }
 }
 
+/// Says who the node is and where it listens: that was settled before anybody could hear of it as an event.
 fn introduce(node: &Node, output: Output) -> io::Result<()> {
+    let addresses = node.addresses();
     output.answer(
-        || format!("node {}", node.id()),
-        || json!({"event": "started", "node": node.id().to_string(), "addresses": node.addresses()}),
+        || {
+            let plain: Vec<String> = addresses.iter().map(|address| plain_address(address)).collect();
+            format!("node {} listens on {}", node.id(), plain.join(", "))
+        },
+        || json!({"event": "started", "node": node.id().to_string(), "addresses": addresses}),
     )
 }
 

@@ -24,7 +24,9 @@ pub(super) fn parse(text: &str) -> Result<Multiaddr, AddressError> {
         _ => true,
     };
     if !dialable {
-        return Err(error("this address means \"all interfaces\" and cannot be dialled"));
+        return Err(error(
+            "this address means \"all interfaces\" and cannot be dialled",
+        ));
     }
     if matches!(parts.next(), Some(Protocol::Tcp(0))) {
         return Err(error("port 0 cannot be dialled"));
@@ -93,7 +95,10 @@ fn parse_any(text: &str, default_port: u16) -> Result<Multiaddr, &'static str> {
     }
     let (host, port) = match text.rsplit_once(':') {
         None => (text, default_port),
-        Some((host, port)) => (host, port.parse().map_err(|_| "the port is not a number up to 65535")?),
+        Some((host, port)) => (
+            host,
+            port.parse().map_err(|_| "the port is not a number up to 65535")?,
+        ),
     };
     let is_name = !host.is_empty()
         && host
@@ -175,12 +180,18 @@ mod tests {
 
     #[test]
     fn listen_addresses_have_a_port_or_not() {
-        assert_eq!(parse_listen("0.0.0.0").unwrap(), (Ipv4Addr::UNSPECIFIED.into(), None));
+        assert_eq!(
+            parse_listen("0.0.0.0").unwrap(),
+            (Ipv4Addr::UNSPECIFIED.into(), None)
+        );
         assert_eq!(
             parse_listen("/ip4/127.0.0.1/tcp/0").unwrap(),
             (Ipv4Addr::LOCALHOST.into(), Some(0))
         );
-        assert_eq!(parse_listen("[::1]:9").unwrap(), (Ipv6Addr::LOCALHOST.into(), Some(9)));
+        assert_eq!(
+            parse_listen("[::1]:9").unwrap(),
+            (Ipv6Addr::LOCALHOST.into(), Some(9))
+        );
         assert!(parse_listen("host:1").is_err());
     }
 

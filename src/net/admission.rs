@@ -112,7 +112,9 @@ where
     let length = usize::from(u16::from_le_bytes([low, high]));
     if version != us.version {
         // Read past it, so that closing does not discard what we sent.
-        stream.read_exact(&mut vec![0; length.min(MAX_HELLO_BYTES)]).await?;
+        stream
+            .read_exact(&mut vec![0; length.min(MAX_HELLO_BYTES)])
+            .await?;
         return Err(AdmissionError::OtherVersion {
             ours: us.version,
             theirs: version,
@@ -197,10 +199,7 @@ mod tests {
     async fn meet(a: &Ourselves, b: &Ourselves, seen_as: NodeId) -> (Outcome, Outcome) {
         let (left, right) = tokio::io::duplex(4096);
         let (mut left, mut right) = (left.compat(), right.compat());
-        tokio::join!(
-            introduce(&mut left, a, b.node),
-            introduce(&mut right, b, seen_as)
-        )
+        tokio::join!(introduce(&mut left, a, b.node), introduce(&mut right, b, seen_as))
     }
 
     #[tokio::test]
@@ -232,8 +231,14 @@ mod tests {
         b.version = 9;
         let (left, right) = meet(&a, &b, a.node).await;
         let (left, right) = (left.unwrap_err().to_string(), right.unwrap_err().to_string());
-        assert_eq!(left, "it speaks protocol version 9, this program speaks version 1");
-        assert_eq!(right, "it speaks protocol version 1, this program speaks version 9");
+        assert_eq!(
+            left,
+            "it speaks protocol version 9, this program speaks version 1"
+        );
+        assert_eq!(
+            right,
+            "it speaks protocol version 1, this program speaks version 9"
+        );
     }
 
     #[tokio::test]

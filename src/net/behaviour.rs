@@ -112,7 +112,10 @@ impl NetworkBehaviour for Channels {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(vec![Channel::Messages, Channel::Requests], self.deadline))
+        Ok(Handler::new(
+            vec![Channel::Messages, Channel::Requests],
+            self.deadline,
+        ))
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -186,10 +189,7 @@ impl ConnectionHandler for Handler {
         !self.done
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Offer, (), Self::ToBehaviour>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Offer, (), Self::ToBehaviour>> {
         if self.done {
             return Poll::Pending;
         }

@@ -113,7 +113,11 @@ impl Book {
                 wish.set_addresses(addresses);
             }
             // A wish that is failing keeps its backoff: callers may ask as often as they like.
-            let soon = if wish.failures == 0 { now } else { now + MAX_BACKOFF };
+            let soon = if wish.failures == 0 {
+                now
+            } else {
+                now + MAX_BACKOFF
+            };
             wish.dial_by(soon);
         }
     }
@@ -226,7 +230,12 @@ impl Book {
                 continue;
             }
             let mut addresses = wish.addresses.clone();
-            addresses.extend(wish.hints.iter().filter(|hint| !wish.addresses.contains(hint)).cloned());
+            addresses.extend(
+                wish.hints
+                    .iter()
+                    .filter(|hint| !wish.addresses.contains(hint))
+                    .cloned(),
+            );
             wish.next_dial = None;
             if !addresses.is_empty() {
                 wish.dialling = true;

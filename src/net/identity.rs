@@ -28,8 +28,8 @@ impl Identity {
 
     /// The identity with these 32 secret bytes, as [`to_bytes`](Self::to_bytes) gave them.
     pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
-        let secret = ed25519::SecretKey::try_from_bytes(&mut bytes)
-            .expect("every 32 bytes are an Ed25519 secret key");
+        let secret =
+            ed25519::SecretKey::try_from_bytes(&mut bytes).expect("every 32 bytes are an Ed25519 secret key");
         Self { pair: secret.into() }
     }
 
@@ -175,10 +175,16 @@ mod tests {
         let identity = Identity::generate();
         let copy = Identity::from_bytes(identity.to_bytes());
         assert_eq!(copy.node_id(), identity.node_id());
-        assert_eq!(copy.keypair().public().to_peer_id().to_string(), copy.node_id().to_string());
+        assert_eq!(
+            copy.keypair().public().to_peer_id().to_string(),
+            copy.node_id().to_string()
+        );
 
         let secret = Secret::random();
-        assert_eq!(format!(" {}\n", secret.to_text()).parse::<Secret>().unwrap(), secret);
+        assert_eq!(
+            format!(" {}\n", secret.to_text()).parse::<Secret>().unwrap(),
+            secret
+        );
         assert_eq!("ab".repeat(32).parse::<Secret>().unwrap(), Secret([0xab; 32]));
         for bad in ["", "hello", "0OIl", &"ab".repeat(40)] {
             assert!(bad.parse::<Secret>().is_err(), "{bad}");

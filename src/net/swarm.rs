@@ -100,7 +100,11 @@ fn transport(config: &NetConfig) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetE
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     // Without a readable resolver configuration addresses of digits still work, and names by public resolvers.
     let dns = dns::tokio::Transport::system(tcp()).unwrap_or_else(|_| {
-        dns::tokio::Transport::custom(tcp(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
+        dns::tokio::Transport::custom(
+            tcp(),
+            dns::ResolverConfig::default(),
+            dns::ResolverOpts::default(),
+        )
     });
     // Not lazy: both ends must have finished before either may find that it dialled itself and hang up.
     Ok(dns
@@ -182,7 +186,10 @@ impl SwarmTask {
 
     /// Listens at all of `addresses`, and returns when the system has named what it listens at.
     async fn listen(&mut self, addresses: &[String], policy: PortPolicy) -> Result<(), NetError> {
-        let parsed: Vec<_> = addresses.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?;
+        let parsed: Vec<_> = addresses
+            .iter()
+            .map(|text| parse_listen(text))
+            .collect::<Result<_, _>>()?;
         let (first, tries) = match policy {
             PortPolicy::Exact(port) => (port, 1),
             PortPolicy::CountUp { base, tries } => (base, tries.max(1)),
@@ -315,17 +322,27 @@ impl SwarmTask {
                 }
             }
             SwarmEvent::IncomingConnectionError {
-                send_back_addr, error, ..
+                send_back_addr,
+                error,
+                ..
             } => self.handle_failed_visit(&send_back_addr, &error),
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");
-                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self
+                    .shared
+                    .listening
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
                 if listening.insert(address.clone()) {
                     self.shared.tell(NetEvent::NewListenAddress(address.to_string()));
                 }
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self
+                    .shared
+                    .listening
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
                 if listening.remove(&address) {
                     self.shared.tell(NetEvent::ListenAddressGone(address.to_string()));
                 }
@@ -429,7 +446,11 @@ impl SwarmTask {
 
     /// A dial led to our own name: to ourselves (then we also see it arrive), or to a copy of us.
     fn met_ourselves(&mut self, address: &Multiaddr) {
-        let listening = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
+        let listening = self
+            .shared
+            .listening
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let is_us = listening.contains(address);
         drop(listening);
         if self.self_accepted.pop().is_none() {
@@ -482,14 +503,24 @@ async fn serve(shared: Arc<Shared>, connection: Connection, mut requests: Stream
             return;
         }
     };
-    let link = Link::new(node, peer.role, connection.address.to_string(), connection.inbound);
+    let link = Link::new(
+        node,
+        peer.role,
+        connection.address.to_string(),
+        connection.inbound,
+    );
     claim.activate(&link).await;
     lock(&shared.book).link_up(node);
     shared.dial_succeeded(&connection, node);
     shared.inbound.link_up(&link.info());
     let end = {
-        let mut running =
-            std::pin::pin!(link::run(&link, requests, messages, &shared.inbound, shared.heartbeat));
+        let mut running = std::pin::pin!(link::run(
+            &link,
+            requests,
+            messages,
+            &shared.inbound,
+            shared.heartbeat
+        ));
         tokio::select! {
             reason = &mut running => reason,
             () = shared.stop.cancelled() => { link.close("it shuts down"); running.await }
@@ -609,7 +640,11 @@ impl Shared {
                     "another process runs with this node's identity: was its data directory copied?",
                 ),
                 (Verdict::Full, _) | (_, Verdict::Full) => {
-                    self.not_linked(connection, Failure::Unreachable, "there are too many links already");
+                    self.not_linked(
+                        connection,
+                        Failure::Unreachable,
+                        "there are too many links already",
+                    );
                 }
                 // Two dials crossed: the other connection is the link, or about to be.
                 _ if self.registry.link(node).is_some() => self.dial_succeeded(connection, node),
@@ -696,9 +731,9 @@ fn cause_of(error: &io::Error) -> Cause {
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
             "there is no route to it".to_owned()
         }
-        Some(
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe,
-        ) => "it closed the connection in the handshake".to_owned(),
+        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            "it closed the connection in the handshake".to_owned()
+        }
         _ if is_negotiation => return Cause::NotRoundtable,
         _ if text.contains("Timeout") || kind == Some(io::ErrorKind::TimedOut) => {
             format!("no answer within {DIAL_LIMIT:?}")
@@ -744,7 +779,10 @@ fn guard_port(ip: IpAddr, port: u16) -> io::Result<Option<UdpSocket>> {
 
 /// The host of an address, without the port that a dialler came from.
 fn host(address: &Multiaddr) -> String {
-    let host: Multiaddr = address.iter().take_while(|part| !matches!(part, Protocol::Tcp(_))).collect();
+    let host: Multiaddr = address
+        .iter()
+        .take_while(|part| !matches!(part, Protocol::Tcp(_)))
+        .collect();
     host.to_string()
 }
 

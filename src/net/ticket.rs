@@ -56,7 +56,12 @@ impl fmt::Display for Ticket {
         let content = Content {
             name: self.name.clone(),
             secret: self.secret.as_ref().map(|secret| *secret.as_bytes()),
-            addresses: self.addresses.iter().take(MAX_TICKET_ADDRESSES).cloned().collect(),
+            addresses: self
+                .addresses
+                .iter()
+                .take(MAX_TICKET_ADDRESSES)
+                .cloned()
+                .collect(),
         };
         let bytes = codec::encode(&content);
         write!(f, "{PREFIX}{}", bs58::encode(bytes).with_check().into_string())
@@ -164,7 +169,10 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        assert_eq!("/ip4/1.2.3.4/tcp/1".parse::<Ticket>(), Err(TicketError::NotATicket));
+        assert_eq!(
+            "/ip4/1.2.3.4/tcp/1".parse::<Ticket>(),
+            Err(TicketError::NotATicket)
+        );
         assert_eq!("rt2abc".parse::<Ticket>(), Err(TicketError::OtherVersion('2')));
         assert_eq!("rthost:7400".parse::<Ticket>(), Err(TicketError::NotATicket));
         assert!(!Ticket::looks_like("rt1.example.org:7400"));

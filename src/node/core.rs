@@ -64,7 +64,12 @@ pub(super) enum Output {
     /// Tell whoever runs the node.
     Event(NodeEvent),
     /// Try to dissolve this swarm into another; report with [`Core::merged`].
-    Merge { from: SwarmId, partitions: u32, into: SwarmId, attempt: u128 },
+    Merge {
+        from: SwarmId,
+        partitions: u32,
+        into: SwarmId,
+        attempt: u128,
+    },
     /// This node has left its swarm; nothing more will come.
     Left,
 }
@@ -136,12 +141,17 @@ impl Core {
             founding.peer_up(node, now);
         }
         let hello = Message::Hello(self.hello());
-        self.outputs.push_back(Output::Send { to: node, message: hello });
+        self.outputs.push_back(Output::Send {
+            to: node,
+            message: hello,
+        });
     }
 
     /// The link to a peer is gone.
     pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
-        let Some(peer) = self.peers.remove(&node) else { return };
+        let Some(peer) = self.peers.remove(&node) else {
+            return;
+        };
         match &mut self.stage {
             Stage::Searching(founding) => founding.peer_down(node),
             Stage::Serving(swarm) if peer.member => swarm.link_down(node, now),
@@ -163,7 +173,9 @@ impl Core {
             }
             message => message,
         };
-        let Stage::Serving(swarm) = &mut self.stage else { return };
+        let Stage::Serving(swarm) = &mut self.stage else {
+            return;
+        };
         if their_swarm != Some(swarm.id()) {
             return;
         }
@@ -238,8 +250,10 @@ impl Core {
         }
         if sealed {
             for node in self.fellows(from) {
-                self.outputs
-                    .push_back(Output::Send { to: node, message: Message::Dissolved { from, into } });
+                self.outputs.push_back(Output::Send {
+                    to: node,
+                    message: Message::Dissolved { from, into },
+                });
             }
             self.dissolve(into, now);
         } else {
@@ -271,7 +285,11 @@ impl Core {
                 Decision::Found | Decision::Join { .. } => now,
             },
             Stage::Serving(swarm) => {
-                let merge = if self.other_swarm().is_some() { self.next_merge } else { Timestamp::NEVER };
+                let merge = if self.other_swarm().is_some() {
+                    self.next_merge
+                } else {
+                    Timestamp::NEVER
+                };
                 swarm.next_deadline().min(merge)
             }
             Stage::Left => Timestamp::NEVER,
@@ -338,7 +356,14 @@ impl Core {
     }
 
     fn new_swarm(&mut self, id: SwarmId, partitions: PartitionCount, now: Timestamp) -> Box<Swarm> {
-        Box::new(Swarm::new(self.me, id, partitions, &self.config, self.rng.next_u64(), now))
+        Box::new(Swarm::new(
+            self.me,
+            id,
+            partitions,
+            &self.config,
+            self.rng.next_u64(),
+            now,
+        ))
     }
 
     fn serve(&mut self, swarm: Box<Swarm>, now: Timestamp) {
@@ -355,11 +380,16 @@ impl Core {
     }
 
     fn hello_from(&mut self, from: NodeId, hello: Hello, now: Timestamp) {
-        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let Some(peer) = self.peers.get_mut(&from) else {
+            return;
+        };
         let before = peer.hello.as_ref().and_then(Hello::swarm);
         let after = hello.swarm();
         if let Some((old, into)) = after.and_then(|swarm| self.dissolved.get_key_value(&swarm)) {
-            let message = Message::Dissolved { from: *old, into: *into };
+            let message = Message::Dissolved {
+                from: *old,
+                into: *into,
+            };
             self.outputs.push_back(Output::Send { to: from, message });
             return;
         }
@@ -391,14 +421,17 @@ impl Core {
 
     /// Of two swarms of one name the one that holds nothing gives way, and of two empty ones the larger id.
     fn consider_merge(&mut self, now: Timestamp) {
-        let (Some(ours), Some((theirs, their_empty))) = (self.swarm_id(), self.other_swarm()) else { return };
+        let (Some(ours), Some((theirs, their_empty))) = (self.swarm_id(), self.other_swarm()) else {
+            return;
+        };
         if self.empty && self.replicas().iter().any(|replica| replica.keys > 0) {
             // No need to try: sealing would only hold up those who write.
             self.holds_data();
         }
         if !self.empty && !their_empty {
             if self.told_apart.insert(theirs) {
-                self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
+                self.outputs
+                    .push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
             }
             self.next_merge = Timestamp::NEVER;
             return;
@@ -410,9 +443,16 @@ impl Core {
         }
         self.next_merge = now + MERGE_RETRY * 4;
         let attempt = self.rng.random();
-        let Stage::Serving(swarm) = &self.stage else { return };
+        let Stage::Serving(swarm) = &self.stage else {
+            return;
+        };
         let partitions = swarm.partitions();
-        self.outputs.push_back(Output::Merge { from: ours, partitions, into: theirs, attempt });
+        self.outputs.push_back(Output::Merge {
+            from: ours,
+            partitions,
+            into: theirs,
+            attempt,
+        });
     }
 
     fn dissolve(&mut self, into: SwarmId, now: Timestamp) {
@@ -420,7 +460,8 @@ impl Core {
         if let Stage::Serving(swarm) = &mut self.stage {
             swarm.dissolve(&mut self.outputs, now);
         }
-        self.outputs.push_back(Output::Event(NodeEvent::Dissolved { from, into }));
+        self.outputs
+            .push_back(Output::Event(NodeEvent::Dissolved { from, into }));
         if self.dissolved.len() >= MAX_DISSOLVED {
             self.dissolved.pop_first();
         }
@@ -448,18 +489,28 @@ impl Core {
 
     fn hello(&self) -> Hello {
         let state = match &self.stage {
-            Stage::Searching(_) | Stage::Left => SwarmState::Unfounded { joining: self.config.joining },
-            Stage::Serving(swarm) => {
-                SwarmState::Founded { swarm: swarm.id(), partitions: swarm.partitions() }
-            }
+            Stage::Searching(_) | Stage::Left => SwarmState::Unfounded {
+                joining: self.config.joining,
+            },
+            Stage::Serving(swarm) => SwarmState::Founded {
+                swarm: swarm.id(),
+                partitions: swarm.partitions(),
+            },
         };
-        Hello { state, addresses: self.config.addresses.clone(), empty: self.empty }
+        Hello {
+            state,
+            addresses: self.config.addresses.clone(),
+            empty: self.empty,
+        }
     }
 
     fn say_hello(&mut self) {
         let hello = self.hello();
         for (node, _) in self.peers.iter().filter(|(_, peer)| peer.member) {
-            self.outputs.push_back(Output::Send { to: *node, message: Message::Hello(hello.clone()) });
+            self.outputs.push_back(Output::Send {
+                to: *node,
+                message: Message::Hello(hello.clone()),
+            });
         }
     }
 
@@ -480,7 +531,12 @@ impl Core {
             state: self.hello().state,
             addresses: self.config.addresses.clone(),
             uptime_ms: u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX),
-            links: self.peers.iter().filter(|(_, peer)| peer.member).map(|(node, _)| *node).collect(),
+            links: self
+                .peers
+                .iter()
+                .filter(|(_, peer)| peer.member)
+                .map(|(node, _)| *node)
+                .collect(),
             leaving: match &self.stage {
                 Stage::Serving(swarm) => swarm.is_leaving(),
                 Stage::Searching(_) => false,

@@ -39,7 +39,11 @@ pub(super) enum Input {
     /// A request, from a peer or from within.
     Request { request: Request, respond: Respond },
     /// How an attempt to dissolve this swarm ended.
-    Merged { from: SwarmId, into: SwarmId, result: merge::Merged },
+    Merged {
+        from: SwarmId,
+        into: SwarmId,
+        result: merge::Merged,
+    },
     /// Where the node listens has changed.
     Addresses { addresses: Vec<String>, ticket: String },
     /// Leave the swarm.
@@ -89,7 +93,13 @@ impl LinkChanges {
     }
 
     fn change(&self, node: NodeId, change: impl FnOnce(&mut LinkChange)) {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default());
+        change(
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(node)
+                .or_default(),
+        );
     }
 
     fn take(&self) -> BTreeMap<NodeId, LinkChange> {
@@ -118,8 +128,19 @@ pub(super) fn inlet() -> (Inlet, Inbox) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_INPUTS);
     let links = Arc::new(LinkChanges::default());
     let wake = Arc::new(Notify::new());
-    let inlet = Inlet { inputs: sender, links: Arc::clone(&links), wake: Arc::clone(&wake) };
-    (inlet, Inbox { inputs: receiver, links, wake })
+    let inlet = Inlet {
+        inputs: sender,
+        links: Arc::clone(&links),
+        wake: Arc::clone(&wake),
+    };
+    (
+        inlet,
+        Inbox {
+            inputs: receiver,
+            links,
+            wake,
+        },
+    )
 }
 
 impl Inlet {
@@ -307,14 +328,21 @@ impl Runtime {
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),
                 Output::Event(event) => self.event(event),
-                Output::Merge { from, partitions, into, attempt } => {
+                Output::Merge {
+                    from,
+                    partitions,
+                    into,
+                    attempt,
+                } => {
                     self.merge(from, partitions, into, attempt);
                 }
                 Output::Left => self.shared.left.cancel(),
             }
         }
         let swarm = self.core.swarm_id();
-        self.shared.swarm.send_if_modified(|known| std::mem::replace(known, swarm) != swarm);
+        self.shared
+            .swarm
+            .send_if_modified(|known| std::mem::replace(known, swarm) != swarm);
     }
 
     fn event(&self, event: NodeEvent) {
@@ -324,7 +352,9 @@ impl Runtime {
     }
 
     fn forward(&mut self, tag: u64, to: NodeId, request: Request) {
-        let Some(respond) = self.pending.remove(&tag) else { return };
+        let Some(respond) = self.pending.remove(&tag) else {
+            return;
+        };
         if self.forwards.len() >= MAX_FORWARDS {
             respond.send(Response::Refused(Refusal::Overloaded));
             return;

@@ -241,12 +241,7 @@ impl Talk {
 }
 
 /// Shows what is said. One's own messages stand on the screen already when they were typed there.
-async fn hear(
-    mut listener: Listener<Net>,
-    screen: Screen,
-    from: u64,
-    shown: watch::Sender<u64>,
-) {
+async fn hear(mut listener: Listener<Net>, screen: Screen, from: u64, shown: watch::Sender<u64>) {
     loop {
         match listener.next().await {
             Ok((number, line)) => {
