@@ -1,3 +1,4 @@
 //! Tests of whole clusters, linked into one program, and the instruments that judge them.
 
 mod checker;
+mod swarm;
