@@ -12,6 +12,8 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY src src
+# Not built, but the manifest names it.
+COPY benches benches
 RUN cargo build --release --locked --bin roundtable && strip target/release/roundtable
 
 FROM debian:bookworm-slim

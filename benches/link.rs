@@ -50,9 +50,7 @@ async fn start(echo: &Arc<Echo>) -> Result<Net, Box<dyn std::error::Error>> {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let echo = Arc::new(Echo {
-        linked: Notify::new(),
-    });
+    let echo = Arc::new(Echo { linked: Notify::new() });
     let (a, b) = (start(&echo).await?, start(&echo).await?);
     a.dial(&b.listen_addresses()[0])?;
     while !a.is_linked(b.node_id()) {

@@ -1,7 +1,4 @@
-//! From what was typed to a node, or to a client of a swarm.
-//!
-//! TEMPORARY BODY: `stand_in` takes the place of `node::{Node, Visitor}` until they are there; the rest of the
-//! command line is written against these signatures.
+//! From what was typed to a node, or to a client of a swarm; and from the library's errors to exit codes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +7,11 @@ use super::exit::{Code, Failure};
 use super::up::Up;
 use crate::client::Error;
 use crate::id::NodeId;
+use crate::net::{Net, Secret, Ticket};
+use crate::node::{ConnectError, Node, StartError, Visitor};
+
+/// The environment variable that holds a secret itself.
+const SECRET_VARIABLE: &str = "ROUNDTABLE_SECRET";
 
 /// Which swarm is meant, and how to reach it.
 #[derive(Debug, Clone)]
@@ -28,43 +30,121 @@ pub(super) struct Target {
     pub(super) timeout: Duration,
 }
 
-pub(super) use stand_in::{MemberChange, Node, NodeEvent, VisitorRpc};
-
 /// The client that every command uses.
-pub(super) type Client = crate::client::Client<VisitorRpc>;
+pub(super) type Client = crate::client::Client<Net>;
 
 /// A connection to a swarm; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Session {
     /// Speaks to the swarm, with the deadline that was asked for.
     pub(super) client: Client,
+    visitor: Visitor,
 }
 
 impl Session {
-    /// The nodes that can be asked without dialling, those of this machine first.
-    pub(super) fn linked(&self) -> Vec<NodeId> {
-        Vec::new()
+    /// A node that answers, if there is one at the moment.
+    pub(super) fn linked_node(&self) -> Option<NodeId> {
+        self.visitor.linked_node()
+    }
+
+    /// The swarm's nodes that this user runs on this machine.
+    pub(super) fn local_nodes(&self) -> &[NodeId] {
+        self.visitor.local_nodes()
     }
 }
 
-/// Connects as a visitor: through the nodes of this machine, or the addresses and tickets given.
-pub(super) async fn connect(_target: &Target) -> Result<Session, Failure> {
-    Err(Failure::new(Code::Unreachable, "not linked with the library yet"))
+/// Connects as a visitor: by the addresses and tickets given, else through the nodes of this machine.
+pub(super) async fn connect(target: &Target) -> Result<Session, Failure> {
+    let mut visitor = Visitor::builder().swarm(&target.swarm).join(&target.join).timeout(target.timeout);
+    if let Some(secret) = secret(target)? {
+        visitor = visitor.secret(secret);
+    }
+    if let Some(directory) = &target.runtime_dir {
+        visitor = visitor.runtime_directory(directory);
+    }
+    let visitor = visitor.connect().await?;
+    Ok(Session { client: visitor.client().with_deadline(target.timeout), visitor })
 }
 
-/// Starts a node.
-pub(super) async fn start(_target: &Target, _up: &Up) -> Result<Node, Failure> {
-    Err(Failure::other("not linked with the library yet"))
+/// Starts a node that listens as far as `reach` says.
+pub(super) async fn start(target: &Target, up: &Up, reach: crate::node::Reach) -> Result<Node, Failure> {
+    let mut node = Node::builder().swarm(&target.swarm).reach(reach).open(up.open).join(&target.join);
+    if let Some(secret) = secret(target)? {
+        node = node.secret(secret);
+    }
+    if let Some(port) = up.port {
+        node = node.port(port);
+    }
+    if !target.mdns {
+        node = node.mdns(false);
+    }
+    if let Some(partitions) = up.partitions {
+        node = node.partitions(partitions);
+    }
+    if let Some(weight) = up.weight {
+        node = node.weight(weight);
+    }
+    if let Some(grace) = up.replace_after {
+        node = node.replace_after(grace);
+    }
+    if let Some(directory) = &target.runtime_dir {
+        node = node.runtime_directory(directory);
+    }
+    Ok(node.start().await?)
 }
 
 /// The addresses behind `--join`, those within tickets included, and whether a secret came with them.
 pub(super) fn looked_up(join: &[String]) -> Result<(Vec<String>, bool), Failure> {
-    Ok((join.to_vec(), false))
+    let mut addresses = Vec::new();
+    let mut with_secret = false;
+    for text in join {
+        if Ticket::looks_like(text) {
+            let ticket: Ticket = text.parse().map_err(StartError::from)?;
+            addresses.extend(ticket.addresses);
+            with_secret |= ticket.secret.is_some();
+        } else {
+            addresses.push(text.clone());
+        }
+    }
+    Ok((addresses, with_secret))
 }
 
-/// Whether a secret was given by file or environment.
-pub(super) fn has_secret(target: &Target) -> bool {
-    target.secret_file.is_some() || std::env::var_os("ROUNDTABLE_SECRET").is_some()
+/// The secret given by file, else by environment.
+pub(super) fn secret(target: &Target) -> Result<Option<Secret>, Failure> {
+    let read = match &target.secret_file {
+        Some(file) => Secret::from_file(file),
+        None => match std::env::var(SECRET_VARIABLE) {
+            Ok(text) if !text.is_empty() => text.parse(),
+            _ => return Ok(None),
+        },
+    };
+    match read {
+        Ok(secret) => Ok(Some(secret)),
+        Err(error) => Err(Failure::new(Code::Usage, format!("the secret: {error}"))),
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Start(error) => error.into(),
+            error @ ConnectError::NoNode { .. } => Self::new(
+                Code::Unreachable,
+                format!("{error}: `roundtable up` starts one, --join names one elsewhere"),
+            ),
+            error => Self::new(Code::Unreachable, format!("{error}: nothing was done")),
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let code = match error {
+            StartError::Net(_) => Code::Failed,
+            _ => Code::Usage,
+        };
+        Self::new(code, error.to_string())
+    }
 }
 
 /// Says for people what went wrong, whether anything was changed and what to do, with the exit code.
@@ -72,18 +152,16 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (code, advice) = match &error {
             Error::NotFound => (Code::NotFound, "nothing was changed"),
-            Error::Conflict { .. } => (
-                Code::Conflict,
-                "nothing was written; read it again and try with that version",
-            ),
+            Error::Conflict { .. } => {
+                (Code::Conflict, "nothing was written; read it again and try with that version")
+            }
             Error::NoQuorum => (
                 Code::NoQuorum,
                 "nothing was changed; `roundtable members` shows who is missing, `get --stale` reads nevertheless",
             ),
-            Error::Overloaded => (
-                Code::Failed,
-                "nothing was changed; try again later or with a longer --timeout",
-            ),
+            Error::Overloaded => {
+                (Code::Failed, "nothing was changed; try again later or with a longer --timeout")
+            }
             Error::Unreachable => (
                 Code::Unreachable,
                 "nothing was changed; `roundtable up` starts a node, --join names one elsewhere",
@@ -97,91 +175,5 @@ impl From<Error> for Failure {
             _ => (Code::Failed, "nothing was changed"),
         };
         Self::new(code, format!("{error}: {advice}"))
-    }
-}
-
-mod stand_in {
-    use std::time::Duration;
-
-    use tokio::sync::broadcast;
-
-    use crate::id::{NodeId, SwarmId};
-    use crate::wire::{Request, Response, Rpc, RpcError};
-
-    #[derive(Debug, Clone)]
-    pub(in crate::cli) struct VisitorRpc;
-
-    impl Rpc for VisitorRpc {
-        async fn call(&self, _: NodeId, _: Request, _: Duration) -> Result<Response, RpcError> {
-            Err(RpcError::NotSent("stand-in"))
-        }
-        fn linked(&self) -> Vec<NodeId> {
-            Vec::new()
-        }
-        fn want(&self, _: NodeId, _: &[String]) {}
-    }
-
-    #[derive(Debug)]
-    pub(in crate::cli) struct Node(broadcast::Sender<NodeEvent>);
-
-    impl Node {
-        pub(in crate::cli) fn id(&self) -> NodeId {
-            NodeId::from_public_key([0; 32])
-        }
-        pub(in crate::cli) fn events(&self) -> broadcast::Receiver<NodeEvent> {
-            self.0.subscribe()
-        }
-        pub(in crate::cli) fn addresses(&self) -> Vec<String> {
-            Vec::new()
-        }
-        pub(in crate::cli) fn ticket(&self) -> String {
-            String::new()
-        }
-        pub(in crate::cli) async fn leave(&self) {}
-        pub(in crate::cli) async fn stop(&self) {}
-    }
-
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub(in crate::cli) enum NodeEvent {
-        Listening(String),
-        Looking,
-        Founded(SwarmId),
-        Joined(SwarmId),
-        Member {
-            node: NodeId,
-            change: MemberChange,
-            address: Option<String>,
-            alive: usize,
-        },
-        DialFailed {
-            address: String,
-            reason: String,
-        },
-        Refused {
-            address: String,
-            reason: String,
-        },
-        Apart {
-            ours: SwarmId,
-            theirs: SwarmId,
-        },
-        Dissolved {
-            from: SwarmId,
-            into: SwarmId,
-        },
-        Draining {
-            remaining: usize,
-        },
-        Left,
-    }
-
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(in crate::cli) enum MemberChange {
-        Joined,
-        Suspected,
-        Recovered,
-        Draining,
-        Died,
-        Left,
     }
 }

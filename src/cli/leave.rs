@@ -29,22 +29,19 @@ impl Leave {
                 let view = client.view().await?;
                 choose(text, view.members.iter().map(|member| member.node))?
             }
-            None => match session.linked().as_slice() {
+            None => match session.local_nodes() {
                 [node] => *node,
                 [] => {
                     return Err(Failure::new(
-                        Code::Unreachable,
-                        "no node runs here: nothing was done",
+                        Code::Usage,
+                        "no node of yours runs here: say which one should leave",
                     ));
                 }
                 several => {
                     let names: Vec<String> = several.iter().map(|node| name(*node)).collect();
                     return Err(Failure::new(
                         Code::Usage,
-                        format!(
-                            "several nodes run here, say which should leave: {}",
-                            names.join(", ")
-                        ),
+                        format!("several nodes run here, say which one should leave: {}", names.join(", ")),
                     ));
                 }
             },

@@ -9,21 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::connect::{MemberChange, Node, NodeEvent, Target, has_secret, looked_up, start};
+use super::connect::{Target, looked_up, secret, start};
 use super::exit::{Code, Failure};
 use super::inspect::{name, plain_address};
 use super::render::{Output, note};
-
-/// Who can reach the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// Processes of this user on this machine.
-    ThisMachine,
-    /// Everyone on the network who has the secret.
-    Lan,
-    /// Everyone who can connect to these addresses and has the secret.
-    Exact(Vec<String>),
-}
+use crate::node::{MemberChange, Node, NodeEvent, Reach};
 
 /// `up`.
 #[derive(Debug)]
@@ -43,11 +33,11 @@ pub(super) struct Up {
 }
 
 impl Up {
-    pub(super) async fn run(mut self, target: Target, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, target: Target, output: Output) -> Result<(), Failure> {
         let (addresses, secret_came_along) = looked_up(&target.join)?;
-        let reach = self.reach.take().unwrap_or_else(|| reach_of(&addresses));
+        let reach = self.reach.clone().unwrap_or_else(|| reach_of(&addresses));
         let far = reach != Reach::ThisMachine;
-        if far && !target.join.is_empty() && !self.open && !secret_came_along && !has_secret(&target) {
+        if far && !target.join.is_empty() && !self.open && !secret_came_along && secret(&target)?.is_none() {
             return Err(Failure::new(
                 Code::Usage,
                 "to join by a bare address takes the swarm's secret: give a ticket (`roundtable ticket` prints one) \
@@ -60,7 +50,6 @@ impl Up {
                 "--open needs --lan, --listen or --join: without them only this machine can come",
             ));
         }
-        self.reach = Some(reach);
         if self.open {
             note(&output.warning(
                 "WARNING: no secret: whoever reaches this machine can join, read and write everything",
@@ -68,7 +57,7 @@ impl Up {
         }
 
         let mut interrupts = Interrupts::new()?;
-        let node = start(&target, &self).await?;
+        let node = start(&target, &self, reach).await?;
         let mut events = node.events();
         let story = Story {
             swarm: target.swarm,
@@ -122,21 +111,20 @@ fn reach_of(join: &[String]) -> Reach {
             ["ip4" | "ip6" | "dns" | "dns4" | "dns6", host, ..] => host,
             _ => address.as_str(),
         };
-        ["127.", "::1", "[::1]", "localhost"]
-            .iter()
-            .any(|near| host.starts_with(near))
+        ["127.", "::1", "[::1]", "localhost"].iter().any(|near| host.starts_with(near))
     };
-    if join.iter().all(near) {
-        Reach::ThisMachine
-    } else {
-        Reach::Lan
-    }
+    if join.iter().all(near) { Reach::ThisMachine } else { Reach::Lan }
 }
 
+/// Says who the node is and where it listens: that was settled before anybody could hear of it as an event.
 fn introduce(node: &Node, output: Output) -> io::Result<()> {
+    let addresses = node.addresses();
     output.answer(
-        || format!("node {}", node.id()),
-        || json!({"event": "started", "node": node.id().to_string(), "addresses": node.addresses()}),
+        || {
+            let plain: Vec<String> = addresses.iter().map(|address| plain_address(address)).collect();
+            format!("node {} listens on {}", node.id(), plain.join(", "))
+        },
+        || json!({"event": "started", "node": node.id().to_string(), "addresses": addresses}),
     )
 }
 
@@ -163,12 +151,7 @@ impl Story {
             NodeEvent::Joined(swarm) => {
                 format!("joined the swarm `{}` {swarm}{}", self.swarm, self.invitation())
             }
-            NodeEvent::Member {
-                node,
-                change,
-                address,
-                alive,
-            } => {
+            NodeEvent::Member { node, change, address, alive } => {
                 let (sign, what) = words(*change);
                 let at = match (change, address) {
                     (MemberChange::Joined | MemberChange::Recovered, Some(address)) => {
@@ -212,12 +195,7 @@ impl Story {
             NodeEvent::Joined(swarm) => {
                 json!({"event": "joined", "swarm": swarm.to_string(), "invitation": self.invitation})
             }
-            NodeEvent::Member {
-                node,
-                change,
-                address,
-                alive,
-            } => json!({
+            NodeEvent::Member { node, change, address, alive } => json!({
                 "event": "member",
                 "node": node.to_string(),
                 "change": change_name(*change),
@@ -317,10 +295,7 @@ mod tests {
     use crate::id::{NodeId, SwarmId};
 
     fn story(invitation: Option<&str>) -> Story {
-        Story {
-            swarm: "default".to_owned(),
-            invitation: invitation.map(str::to_owned),
-        }
+        Story { swarm: "default".to_owned(), invitation: invitation.map(str::to_owned) }
     }
 
     fn member(change: MemberChange, alive: usize) -> NodeEvent {
@@ -336,31 +311,11 @@ mod tests {
     fn each_membership_change_is_one_line() {
         let node = name(NodeId::from_public_key([7; 32]));
         for (change, alive, line) in [
-            (
-                MemberChange::Joined,
-                3,
-                format!("members: 3 alive (+ {node} at 192.168.1.7:7400)"),
-            ),
-            (
-                MemberChange::Suspected,
-                3,
-                format!("members: 3 alive (? {node} does not answer)"),
-            ),
-            (
-                MemberChange::Recovered,
-                3,
-                format!("members: 3 alive (+ {node} is back at 192.168.1.7:7400)"),
-            ),
-            (
-                MemberChange::Draining,
-                3,
-                format!("members: 3 alive (~ {node} is leaving)"),
-            ),
-            (
-                MemberChange::Died,
-                2,
-                format!("members: 2 alive (- {node} is dead)"),
-            ),
+            (MemberChange::Joined, 3, format!("members: 3 alive (+ {node} at 192.168.1.7:7400)")),
+            (MemberChange::Suspected, 3, format!("members: 3 alive (? {node} does not answer)")),
+            (MemberChange::Recovered, 3, format!("members: 3 alive (+ {node} is back at 192.168.1.7:7400)")),
+            (MemberChange::Draining, 3, format!("members: 3 alive (~ {node} is leaving)")),
+            (MemberChange::Died, 2, format!("members: 2 alive (- {node} is dead)")),
             (MemberChange::Left, 2, format!("members: 2 alive (- {node} left)")),
         ] {
             assert_eq!(story(None).text(&member(change, alive)), line);
@@ -387,19 +342,10 @@ mod tests {
     fn a_node_listens_as_far_as_those_it_joins() {
         let reach = |address: &str| reach_of(&[address.to_owned()]);
         assert_eq!(reach_of(&[]), Reach::ThisMachine);
-        for near in [
-            "/ip4/127.0.0.1/tcp/7400",
-            "127.0.0.1:7400",
-            "/ip6/::1/tcp/7400",
-            "localhost:7400",
-        ] {
+        for near in ["/ip4/127.0.0.1/tcp/7400", "127.0.0.1:7400", "/ip6/::1/tcp/7400", "localhost:7400"] {
             assert_eq!(reach(near), Reach::ThisMachine, "{near}");
         }
-        for far in [
-            "/ip4/192.168.1.7/tcp/7400",
-            "192.168.1.7:7400",
-            "/dns4/host/tcp/7400",
-        ] {
+        for far in ["/ip4/192.168.1.7/tcp/7400", "192.168.1.7:7400", "/dns4/host/tcp/7400"] {
             assert_eq!(reach(far), Reach::Lan, "{far}");
         }
     }

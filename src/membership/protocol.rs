@@ -101,12 +101,7 @@ impl Membership {
         let identity = Identity::new(me, incarnation);
         let mut this = Self {
             me: identity.node,
-            foca: Foca::new(
-                identity,
-                swim_config(&config),
-                StdRng::from_rng(&mut rng),
-                PacketCodec,
-            ),
+            foca: Foca::new(identity, swim_config(&config), StdRng::from_rng(&mut rng), PacketCodec),
             effects: Effects::default(),
             rng,
             records: BTreeMap::new(),
@@ -149,10 +144,7 @@ impl Membership {
         if self.has_left() {
             return Timestamp::NEVER;
         }
-        let swim = self
-            .timers
-            .first_key_value()
-            .map_or(Timestamp::NEVER, |((at, _), _)| *at);
+        let swim = self.timers.first_key_value().map_or(Timestamp::NEVER, |((at, _), _)| *at);
         let lost = self.lost.values().copied();
         let on_notice = self.on_notice.values().map(|(at, _, _)| *at);
         let links = lost.chain(on_notice).min().unwrap_or(Timestamp::NEVER);
@@ -189,12 +181,7 @@ impl Membership {
             return;
         }
         let incarnation = me.incarnation.saturating_add(1);
-        let me = Identity {
-            incarnation,
-            addresses,
-            draining,
-            ..me.clone()
-        };
+        let me = Identity { incarnation, addresses, draining, ..me.clone() };
         self.become_identity(me);
         self.settle(&BTreeMap::new(), now);
     }
@@ -207,18 +194,11 @@ impl Membership {
         }
         let me = self.foca.identity();
         let incarnation = me.incarnation.saturating_add(1);
-        self.become_identity(Identity {
-            incarnation,
-            left: true,
-            ..me.clone()
-        });
+        self.become_identity(Identity { incarnation, left: true, ..me.clone() });
         let result = self.foca.leave_cluster(&mut self.effects);
         log_refused("leave", result);
         // Linked nodes are told of every new identity, see `settle`.
-        let unlinked: Vec<NodeId> = self
-            .others_present()
-            .filter(|node| !self.links.contains(node))
-            .collect();
+        let unlinked: Vec<NodeId> = self.others_present().filter(|node| !self.links.contains(node)).collect();
         for node in unlinked {
             self.send_exchange(node, &[self.entry_of_me()], false);
         }
@@ -243,10 +223,7 @@ impl Membership {
             return Err(MembershipError::Version);
         };
         if from == self.me {
-            return Err(MembershipError::NotTheSender {
-                claimed: self.me,
-                from,
-            });
+            return Err(MembershipError::NotTheSender { claimed: self.me, from });
         }
         let gossip: Gossip = codec::decode(body)?;
         gossip.check_bounds()?;
@@ -274,12 +251,8 @@ impl Membership {
         if self.next_announce <= now {
             self.next_announce = now + self.config.announce_period;
             self.forget_departed(now);
-            let unknown: Vec<NodeId> = self
-                .links
-                .iter()
-                .copied()
-                .filter(|node| !self.is_present(*node))
-                .collect();
+            let unknown: Vec<NodeId> =
+                self.links.iter().copied().filter(|node| !self.is_present(*node)).collect();
             for node in unknown {
                 self.introduce(node, now);
             }
@@ -299,12 +272,8 @@ impl Membership {
     /// Suspects those whose link did not come back, and declares dead those who did not refute it. foca does
     /// the same to those who do not answer its probes, and lets nobody else start it.
     fn suspect_lost(&mut self, now: Timestamp) {
-        let due: Vec<NodeId> = self
-            .lost
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(node, _)| *node)
-            .collect();
+        let due: Vec<NodeId> =
+            self.lost.iter().filter(|(_, at)| **at <= now).map(|(node, _)| *node).collect();
         for node in due {
             self.lost.remove(&node);
             let member = self.foca.iter_members().find(|member| member.id().node == node);
@@ -316,12 +285,8 @@ impl Membership {
                 self.judge(foca::Member::new(identity, refutation, foca::State::Suspect));
             }
         }
-        let due: Vec<NodeId> = self
-            .on_notice
-            .iter()
-            .filter(|(_, (at, _, _))| *at <= now)
-            .map(|(node, _)| *node)
-            .collect();
+        let due: Vec<NodeId> =
+            self.on_notice.iter().filter(|(_, (at, _, _))| *at <= now).map(|(node, _)| *node).collect();
         for node in due {
             let Some((_, incarnation, refutation)) = self.on_notice.remove(&node) else {
                 continue;
@@ -355,9 +320,7 @@ impl Membership {
     }
 
     fn judge(&mut self, update: foca::Member<Identity>) {
-        let result = self
-            .foca
-            .apply_many(std::iter::once(update), true, &mut self.effects);
+        let result = self.foca.apply_many(std::iter::once(update), true, &mut self.effects);
         log_refused("link", result);
     }
 
@@ -399,22 +362,15 @@ impl Membership {
         let remember =
             |entry: &Entry| Duration::from_millis(entry.remember_ms).min(self.config.remember_departed);
         let down = |entry: &&Entry| entry.standing == Standing::Down;
-        let forget_at: BTreeMap<NodeId, Timestamp> = entries
-            .iter()
-            .filter(down)
-            .map(|entry| (entry.identity.node, now + remember(entry)))
-            .collect();
+        let forget_at: BTreeMap<NodeId, Timestamp> =
+            entries.iter().filter(down).map(|entry| (entry.identity.node, now + remember(entry))).collect();
         let worth_telling = self.config.remember_departed.saturating_sub(FRESH);
-        let (old, news): (Vec<&Entry>, Vec<&Entry>) = entries
-            .iter()
-            .partition(|entry| down(entry) && remember(entry) < worth_telling);
+        let (old, news): (Vec<&Entry>, Vec<&Entry>) =
+            entries.iter().partition(|entry| down(entry) && remember(entry) < worth_telling);
         let news = news.into_iter().map(Entry::to_update);
         let result = self.foca.apply_many(news, true, &mut self.effects);
         log_refused("exchange", result);
-        let old = old
-            .into_iter()
-            .filter(|entry| entry.remember_ms > 0)
-            .map(Entry::to_update);
+        let old = old.into_iter().filter(|entry| entry.remember_ms > 0).map(Entry::to_update);
         let result = self.foca.apply_many(old, false, &mut self.effects);
         log_refused("exchange", result);
         self.settle(&forget_at, now);
@@ -470,20 +426,13 @@ impl Membership {
             identity: self.foca.identity().clone(),
             // The lowest, as foca does not tell the present one; it travels on every packet.
             refutation: 0,
-            standing: if self.has_left() {
-                Standing::Down
-            } else {
-                Standing::Alive
-            },
+            standing: if self.has_left() { Standing::Down } else { Standing::Alive },
             remember_ms: as_millis(self.config.remember_departed),
         }
     }
 
     fn entry_of(&self, member: &foca::Member<Identity>, now: Timestamp) -> Entry {
-        let forget_at = self
-            .records
-            .get(&member.id().node)
-            .map_or(now, |record| record.forget_at);
+        let forget_at = self.records.get(&member.id().node).map_or(now, |record| record.forget_at);
         Entry {
             identity: member.id().clone(),
             refutation: member.incarnation(),
@@ -493,10 +442,7 @@ impl Membership {
     }
 
     fn all_entries(&self, now: Timestamp) -> Vec<Entry> {
-        let others = self
-            .foca
-            .iter_membership_state()
-            .filter(|member| member.id().node != self.me);
+        let others = self.foca.iter_membership_state().filter(|member| member.id().node != self.me);
         let mut entries = vec![self.entry_of_me()];
         entries.extend(others.map(|member| self.entry_of(member, now)));
         entries
@@ -507,13 +453,7 @@ impl Membership {
         let last = parts.len().saturating_sub(1);
         for (part, entries) in parts.enumerate() {
             let reply = reply && part == last;
-            self.send(
-                to,
-                &Gossip::Exchange {
-                    entries: entries.to_vec(),
-                    reply,
-                },
-            );
+            self.send(to, &Gossip::Exchange { entries: entries.to_vec(), reply });
         }
     }
 
@@ -563,10 +503,7 @@ impl Membership {
 
     fn outbid(&mut self, incarnation: u64) {
         let incarnation = incarnation.saturating_add(1);
-        self.become_identity(Identity {
-            incarnation,
-            ..self.foca.identity().clone()
-        });
+        self.become_identity(Identity { incarnation, ..self.foca.identity().clone() });
     }
 
     /// If we know another meaning of the incarnation that `from` has, tell it: only it can settle this, by
@@ -575,10 +512,7 @@ impl Membership {
         let Some(said) = named.iter().find(|identity| identity.node == from) else {
             return;
         };
-        let known = self
-            .foca
-            .iter_membership_state()
-            .find(|member| member.id() == said);
+        let known = self.foca.iter_membership_state().find(|member| member.id() == said);
         if let Some(known) = known.filter(|member| !member.id().says_the_same(said)) {
             let entry = self.entry_of(known, now);
             self.send_exchange(from, &[entry], false);
@@ -594,9 +528,7 @@ impl Membership {
             .map(|member| member.id().clone())
             .collect();
         for rumour in rumours {
-            let result = self
-                .foca
-                .handle_timer(Timer::RemoveDown(rumour), &mut self.effects);
+            let result = self.foca.handle_timer(Timer::RemoveDown(rumour), &mut self.effects);
             log_refused("rumour", result);
         }
     }
@@ -604,19 +536,9 @@ impl Membership {
     /// Brings our records to what foca knows, and reports what changed.
     fn take_over(&mut self, forget_at: &BTreeMap<NodeId, Timestamp>, now: Timestamp) {
         let me = self.foca.identity();
-        let mine = (
-            me,
-            if me.left {
-                MemberState::Left
-            } else {
-                MemberState::Alive
-            },
-        );
-        let others = self
-            .foca
-            .iter_membership_state()
-            .filter(|member| member.id().node != self.me)
-            .map(|member| {
+        let mine = (me, if me.left { MemberState::Left } else { MemberState::Alive });
+        let others =
+            self.foca.iter_membership_state().filter(|member| member.id().node != self.me).map(|member| {
                 let state = match member.state() {
                     _ if member.id().left => MemberState::Left,
                     foca::State::Alive => MemberState::Alive,
@@ -642,32 +564,20 @@ impl Membership {
                 weight: identity.weight,
                 draining: identity.draining,
                 state,
-                since: previous
-                    .filter(|member| member.state == state)
-                    .map_or(now, |member| member.since),
+                since: previous.filter(|member| member.state == state).map_or(now, |member| member.since),
             };
             let says_the_same = previous.is_some_and(|previous| {
-                (
-                    &previous.addresses,
-                    previous.weight,
-                    previous.draining,
-                    previous.state,
-                ) == (&member.addresses, member.weight, member.draining, member.state)
+                (&previous.addresses, previous.weight, previous.draining, previous.state)
+                    == (&member.addresses, member.weight, member.draining, member.state)
             });
             let was_departed = before.is_some_and(|state| !state.is_present());
             let forget_at = match self.records.get(&identity.node) {
                 _ if state.is_present() => Timestamp::NEVER,
                 Some(record) if was_departed => record.forget_at,
-                _ => forget_at
-                    .get(&identity.node)
-                    .copied()
-                    .unwrap_or(now + self.config.remember_departed),
+                _ => forget_at.get(&identity.node).copied().unwrap_or(now + self.config.remember_departed),
             };
             if !says_the_same {
-                self.outputs.push_back(Output::Changed(Change {
-                    member: member.clone(),
-                    before,
-                }));
+                self.outputs.push_back(Output::Changed(Change { member: member.clone(), before }));
             }
             self.records.insert(identity.node, Record { member, forget_at });
         }
@@ -720,10 +630,7 @@ fn swim_config(config: &MembershipConfig) -> foca::Config {
         // Exchanges do that.
         periodic_announce: None,
         periodic_announce_to_down_members: None,
-        periodic_gossip: Some(PeriodicParams {
-            frequency: config.gossip_period,
-            num_members: FANOUT,
-        }),
+        periodic_gossip: Some(PeriodicParams { frequency: config.gossip_period, num_members: FANOUT }),
     }
 }
 

@@ -86,12 +86,7 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn new(us: NodeId, seed: u64) -> Self {
-        Self {
-            us,
-            rng: StdRng::seed_from_u64(seed),
-            wishes: BTreeMap::new(),
-            linked: BTreeSet::new(),
-        }
+        Self { us, rng: StdRng::seed_from_u64(seed), wishes: BTreeMap::new(), linked: BTreeSet::new() }
     }
 
     /// Keeps a link to `node` from now on.
@@ -115,11 +110,7 @@ impl Book {
                 wish.set_addresses(addresses);
             }
             // A wish that is failing keeps its backoff: callers may ask as often as they like.
-            let soon = if wish.failures == 0 {
-                now
-            } else {
-                now + MAX_BACKOFF
-            };
+            let soon = if wish.failures == 0 { now } else { now + MAX_BACKOFF };
             wish.dial_by(soon);
         }
     }
@@ -213,11 +204,7 @@ impl Book {
         if let Some(wish) = self.wishes.get_mut(target) {
             wish.dialling = false;
             wish.strange = failure == Failure::Stranger;
-            let most = if wish.strange && !wish.kept {
-                MAX_STRANGER_BACKOFF
-            } else {
-                MAX_BACKOFF
-            };
+            let most = if wish.strange && !wish.kept { MAX_STRANGER_BACKOFF } else { MAX_BACKOFF };
             let backoff = (FIRST_BACKOFF * 2u32.saturating_pow(wish.failures.min(16))).min(most);
             wish.failures += 1;
             wish.next_dial = Some(now + backoff.mul_f64(jitter));
@@ -236,12 +223,7 @@ impl Book {
                 continue;
             }
             let mut addresses = wish.addresses.clone();
-            addresses.extend(
-                wish.hints
-                    .iter()
-                    .filter(|hint| !wish.addresses.contains(hint))
-                    .cloned(),
-            );
+            addresses.extend(wish.hints.iter().filter(|hint| !wish.addresses.contains(hint)).cloned());
             wish.next_dial = None;
             if !addresses.is_empty() {
                 wish.dialling = true;

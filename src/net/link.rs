@@ -59,10 +59,7 @@ pub struct Heartbeat {
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self {
-            interval: Duration::from_millis(500),
-            limit: Duration::from_secs(2),
-        }
+        Self { interval: Duration::from_millis(500), limit: Duration::from_secs(2) }
     }
 }
 
@@ -164,9 +161,7 @@ impl Link {
             id
         };
         let _call = Call { link: self, id };
-        self.requests
-            .push(Kind::Request, id, body)
-            .map_err(|error| CallError::NotSent(error.reason()))?;
+        self.requests.push(Kind::Request, id, body).map_err(|error| CallError::NotSent(error.reason()))?;
         match tokio::time::timeout(timeout, answered).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(CallError::Lost("the link broke")),
@@ -178,12 +173,10 @@ impl Link {
         if body.len() > MAX_BODY_BYTES {
             return Err(SendError::TooLarge);
         }
-        self.messages
-            .push(Kind::Message, 0, body)
-            .map_err(|error| match error {
-                PushError::Full => SendError::Full,
-                PushError::Closed => SendError::NoLink,
-            })
+        self.messages.push(Kind::Message, 0, body).map_err(|error| match error {
+            PushError::Full => SendError::Full,
+            PushError::Closed => SendError::NoLink,
+        })
     }
 
     /// Closes the link after what is queued was written; the peer hears why.
@@ -524,11 +517,7 @@ fn handle(link: &Arc<Link>, inbound: &Arc<dyn Inbound>, frame: Frame) -> Option<
                 link.unanswered.fetch_sub(1, Ordering::Relaxed);
                 link.push_control(Kind::Overloaded, id);
             } else {
-                let responder = Responder {
-                    link: Arc::clone(link),
-                    id,
-                    answered: false,
-                };
+                let responder = Responder { link: Arc::clone(link), id, answered: false };
                 inbound.request(link.node, link.role, body, responder);
             }
         }
@@ -555,8 +544,5 @@ fn broken(error: &io::Error) -> End {
 
 /// A peer's words, fit for a terminal.
 fn clean(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_REASON_CHARS)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS).collect()
 }

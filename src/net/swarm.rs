@@ -74,12 +74,7 @@ pub(super) async fn start(config: &NetConfig, shared: Arc<Shared>) -> Result<(),
     .with_dial_concurrency_factor(CONCURRENT_DIALS)
     .with_max_negotiating_inbound_streams(MAX_SUBSTREAMS)
     .with_idle_connection_timeout(Duration::ZERO);
-    let swarm = Swarm::new(
-        transport(config)?,
-        Behaviour::new(mdns, ADMISSION_LIMIT),
-        us,
-        settings,
-    );
+    let swarm = Swarm::new(transport(config)?, Behaviour::new(mdns, ADMISSION_LIMIT), us, settings);
     let mut task = SwarmTask {
         swarm,
         port_guards: Vec::new(),
@@ -105,19 +100,10 @@ fn transport(config: &NetConfig) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetE
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     // Without a readable resolver configuration addresses of digits still work, and names by public resolvers.
     let dns = dns::tokio::Transport::system(tcp()).unwrap_or_else(|_| {
-        dns::tokio::Transport::custom(
-            tcp(),
-            dns::ResolverConfig::default(),
-            dns::ResolverOpts::default(),
-        )
+        dns::tokio::Transport::custom(tcp(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
     });
     // Not lazy: both ends must have finished before either may find that it dialled itself and hang up.
-    Ok(dns
-        .upgrade(Version::V1)
-        .authenticate(noise)
-        .multiplex(yamux)
-        .timeout(DIAL_LIMIT)
-        .boxed())
+    Ok(dns.upgrade(Version::V1).authenticate(noise).multiplex(yamux).timeout(DIAL_LIMIT).boxed())
 }
 
 struct SwarmTask {
@@ -197,10 +183,7 @@ impl SwarmTask {
 
     /// Listens at all of `addresses`, and returns when the system has named what it listens at.
     async fn listen(&mut self, addresses: &[String], policy: PortPolicy) -> Result<(), NetError> {
-        let parsed: Vec<_> = addresses
-            .iter()
-            .map(|text| parse_listen(text))
-            .collect::<Result<_, _>>()?;
+        let parsed: Vec<_> = addresses.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?;
         let (first, tries) = match policy {
             PortPolicy::Exact(port) => (port, 1),
             PortPolicy::CountUp { base, tries } => (base, tries.max(1)),
@@ -223,11 +206,12 @@ impl SwarmTask {
         }
         let deadline = Instant::now() + LISTEN_LIMIT;
         while !waiting.is_empty() {
-            let event = tokio::time::timeout_at(deadline, self.swarm.select_next_some())
-                .await
-                .map_err(|_| NetError::Listen {
-                    address: addresses.join(", "),
-                    reason: "the system names no address".to_owned(),
+            let event =
+                tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await.map_err(|_| {
+                    NetError::Listen {
+                        address: addresses.join(", "),
+                        reason: "the system names no address".to_owned(),
+                    }
                 })?;
             if let SwarmEvent::NewListenAddr { listener_id, .. } = &event {
                 waiting.retain(|waiting| waiting != listener_id);
@@ -256,10 +240,7 @@ impl SwarmTask {
                     return Err(if error.kind() == io::ErrorKind::AddrInUse {
                         NetError::PortInUse { ip, port }
                     } else {
-                        NetError::Listen {
-                            address: format!("{ip} port {port}"),
-                            reason: error.to_string(),
-                        }
+                        NetError::Listen { address: format!("{ip} port {port}"), reason: error.to_string() }
                     });
                 }
             }
@@ -281,10 +262,9 @@ impl SwarmTask {
                         .build(),
                     Err(_) => continue,
                 },
-                Target::Address(address) => DialOpts::unknown_peer_id()
-                    .address(address.clone())
-                    .allocate_new_port()
-                    .build(),
+                Target::Address(address) => {
+                    DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
+                }
             };
             let id = opts.connection_id();
             match self.swarm.dial(opts) {
@@ -300,12 +280,7 @@ impl SwarmTask {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Channels(event)) => self.handle_channels(event),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.handle_discovery(event),
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 let (address, inbound) = match endpoint {
                     ConnectedPoint::Dialer { address, .. } => (without_peer(&address), false),
                     ConnectedPoint::Listener { send_back_addr, .. } => {
@@ -328,35 +303,23 @@ impl SwarmTask {
                     self.shared.not_linked(&connection, Failure::Unreachable, reason);
                 }
             }
-            SwarmEvent::OutgoingConnectionError {
-                connection_id, error, ..
-            } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 if let Some(target) = self.dials.remove(&connection_id) {
                     self.dial_failed(&target, &error);
                 }
             }
-            SwarmEvent::IncomingConnectionError {
-                send_back_addr,
-                error,
-                ..
-            } => self.handle_failed_visit(&send_back_addr, &error),
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                self.handle_failed_visit(&send_back_addr, &error)
+            }
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");
-                let mut listening = self
-                    .shared
-                    .listening
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
                 if listening.insert(address.clone()) {
                     self.shared.tell(NetEvent::NewListenAddress(address.to_string()));
                 }
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                let mut listening = self
-                    .shared
-                    .listening
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
                 if listening.remove(&address) {
                     self.shared.tell(NetEvent::ListenAddressGone(address.to_string()));
                 }
@@ -422,20 +385,16 @@ impl SwarmTask {
                 }
                 return;
             }
-            DialError::WrongPeerId { obtained, address } => (
-                Failure::Unreachable,
-                Some(address),
-                format!("another node answers there: {obtained}"),
-            ),
+            DialError::WrongPeerId { obtained, address } => {
+                (Failure::Unreachable, Some(address), format!("another node answers there: {obtained}"))
+            }
             DialError::Transport(errors) => match strangest(errors) {
                 Some((address, cause)) => (cause.failure(), Some(address), cause.to_string()),
                 None => (Failure::Unreachable, None, "no address to dial".to_owned()),
             },
-            DialError::Denied { .. } => (
-                Failure::Unreachable,
-                None,
-                "there are too many connections already".to_owned(),
-            ),
+            DialError::Denied { .. } => {
+                (Failure::Unreachable, None, "there are too many connections already".to_owned())
+            }
             other => (Failure::Unreachable, None, other.to_string()),
         };
         tracing::debug!(?target, reason, "dial failed");
@@ -489,11 +448,7 @@ impl SwarmTask {
 
     /// A dial led to our own name: to ourselves (then we also see it arrive), or to a copy of us.
     fn met_ourselves(&mut self, address: &Multiaddr) {
-        let listening = self
-            .shared
-            .listening
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let listening = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
         let is_us = listening.contains(address);
         drop(listening);
         if self.self_accepted.pop().is_none() {
@@ -546,24 +501,14 @@ async fn serve(shared: Arc<Shared>, connection: Connection, mut requests: Stream
             return;
         }
     };
-    let link = Link::new(
-        node,
-        peer.role,
-        connection.address.to_string(),
-        connection.inbound,
-    );
+    let link = Link::new(node, peer.role, connection.address.to_string(), connection.inbound);
     claim.activate(&link).await;
     lock(&shared.book).link_up(node);
     shared.dial_succeeded(&connection, node);
     shared.inbound.link_up(&link.info());
     let end = {
-        let mut running = std::pin::pin!(link::run(
-            &link,
-            requests,
-            messages,
-            &shared.inbound,
-            shared.heartbeat
-        ));
+        let mut running =
+            std::pin::pin!(link::run(&link, requests, messages, &shared.inbound, shared.heartbeat));
         tokio::select! {
             reason = &mut running => reason,
             () = shared.stop.cancelled() => { link.close("it shuts down"); running.await }
@@ -605,11 +550,9 @@ async fn admit(
     let introduced = admission::introduce(stream, &shared.us, node).await?;
     let claimed = match introduced {
         Err(verdict) => Err(verdict),
-        Ok(peer) => shared
-            .registry
-            .claim(node, peer.instance, connection.id)
-            .await
-            .map(|claim| (peer, claim)),
+        Ok(peer) => {
+            shared.registry.claim(node, peer.instance, connection.id).await.map(|claim| (peer, claim))
+        }
     };
     let ours = claimed.as_ref().err().copied().unwrap_or(Verdict::Welcome);
     let theirs = admission::conclude(stream, ours).await?;
@@ -625,10 +568,7 @@ impl Shared {
         lock(&self.book).succeeded(target);
         if let Target::Address(address) = target {
             self.forget_report(&address.to_string());
-            self.tell(NetEvent::Reached {
-                address: address.to_string(),
-                node,
-            });
+            self.tell(NetEvent::Reached { address: address.to_string(), node });
         }
     }
 
@@ -683,11 +623,7 @@ impl Shared {
                     "another process runs with this node's identity: was its data directory copied?",
                 ),
                 (Verdict::Full, _) | (_, Verdict::Full) => {
-                    self.not_linked(
-                        connection,
-                        Failure::Unreachable,
-                        "there are too many links already",
-                    );
+                    self.not_linked(connection, Failure::Unreachable, "there are too many links already");
                 }
                 // Two dials crossed: the other connection is the link, or about to be.
                 _ if self.registry.link(node).is_some() => self.dial_succeeded(connection, node),
@@ -827,10 +763,7 @@ fn guard_port(ip: IpAddr, port: u16) -> io::Result<Option<UdpSocket>> {
 
 /// The host of an address, without the port that a dialler came from.
 fn host(address: &Multiaddr) -> String {
-    let host: Multiaddr = address
-        .iter()
-        .take_while(|part| !matches!(part, Protocol::Tcp(_)))
-        .collect();
+    let host: Multiaddr = address.iter().take_while(|part| !matches!(part, Protocol::Tcp(_))).collect();
     host.to_string()
 }
 

@@ -333,7 +333,8 @@ pub(super) fn split(join: &[String]) -> Result<(Vec<Ticket>, Vec<String>), Start
 
 /// The string that lets others join: reachable addresses if there are any, else those of this machine.
 pub(super) fn make_ticket(swarm: &str, secret: Option<&Secret>, listening: &[String]) -> String {
-    let is_loopback = |address: &&String| address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1/");
+    let is_loopback =
+        |address: &&String| address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1/");
     let far: Vec<String> = listening.iter().filter(|address| !is_loopback(address)).cloned().collect();
     let addresses = if far.is_empty() { listening.to_vec() } else { far };
     Ticket { name: swarm.to_owned(), secret: secret.cloned(), addresses }.to_string()

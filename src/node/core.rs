@@ -233,8 +233,7 @@ impl Core {
         }
         if sealed {
             for node in self.fellows(from) {
-                self.outputs
-                    .push_back(Output::Send { to: node, message: Message::Dissolved { from, into } });
+                self.outputs.push_back(Output::Send { to: node, message: Message::Dissolved { from, into } });
             }
             self.dissolve(into, now);
         } else {

@@ -190,8 +190,14 @@ mod tests {
         let mut founding = Founding::new(node(1), false, WINDOW, Timestamp::ZERO);
         founding.hello(node(2), founded(9, true), Timestamp::ZERO);
         founding.hello(node(3), founded(8, true), Timestamp::ZERO);
-        assert_eq!(founding.decide(Timestamp::ZERO), Decision::Join { swarm: SwarmId(8), partitions: eight() });
+        assert_eq!(
+            founding.decide(Timestamp::ZERO),
+            Decision::Join { swarm: SwarmId(8), partitions: eight() }
+        );
         founding.hello(node(4), founded(10, false), Timestamp::ZERO);
-        assert_eq!(founding.decide(Timestamp::ZERO), Decision::Join { swarm: SwarmId(10), partitions: eight() });
+        assert_eq!(
+            founding.decide(Timestamp::ZERO),
+            Decision::Join { swarm: SwarmId(10), partitions: eight() }
+        );
     }
 }

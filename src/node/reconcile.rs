@@ -50,10 +50,8 @@ pub(super) fn next_step(
         return Some(Step::AddLearners(missing));
     }
 
-    let still_catching_up = group
-        .learners
-        .iter()
-        .any(|(node, caught_up)| !caught_up && targets.contains(node) && linked(*node));
+    let still_catching_up =
+        group.learners.iter().any(|(node, caught_up)| !caught_up && targets.contains(node) && linked(*node));
     if !still_catching_up && let Some(step) = replacement(me, group, targets, &linked) {
         return Some(step);
     }
@@ -92,13 +90,8 @@ fn replacement(
     let removable = (group.voters.len() + promote.len()).saturating_sub(targets.len());
     unwanted_voters.truncate(removable);
 
-    let voters_after: Vec<NodeId> = group
-        .voters
-        .iter()
-        .chain(&promote)
-        .copied()
-        .filter(|node| !unwanted_voters.contains(node))
-        .collect();
+    let voters_after: Vec<NodeId> =
+        group.voters.iter().chain(&promote).copied().filter(|node| !unwanted_voters.contains(node)).collect();
     let linked_after = voters_after.iter().filter(|node| linked(**node)).count();
     if linked_after * 2 <= voters_after.len() {
         return None;

@@ -360,7 +360,7 @@ impl Swarm {
     }
 
     fn view(&self) -> SwarmView {
-                let members = self
+        let members = self
             .membership
             .members()
             .map(|member| MemberView {
@@ -430,7 +430,7 @@ impl Swarm {
             (Some(_), MemberState::Dead) => MemberChange::Died,
             (Some(_), MemberState::Left) => MemberChange::Left,
         };
-                Some(NodeEvent::Member {
+        Some(NodeEvent::Member {
             node: member.node,
             change,
             address: member.addresses.first().cloned(),
@@ -478,7 +478,9 @@ impl Swarm {
                 replication::Output::LeaderChanged { partition, leader } => {
                     self.leader_changed(partition, leader, now);
                 }
-                replication::Output::ReplicaCreated { .. } | replication::Output::ReplicaRemoved { .. } => self.reconcile_soon(now + STEP_INTERVAL),
+                replication::Output::ReplicaCreated { .. } | replication::Output::ReplicaRemoved { .. } => {
+                    self.reconcile_soon(now + STEP_INTERVAL)
+                }
             }
         }
     }
@@ -554,7 +556,9 @@ impl Swarm {
         let mut moving = 0;
         let mut unsettled = false;
         for partition in self.partition_ids() {
-            let Some(group) = self.driver.group(partition).filter(|group| group.role == Role::Leader) else { continue };
+            let Some(group) = self.driver.group(partition).filter(|group| group.role == Role::Leader) else {
+                continue;
+            };
             if group.changing {
                 unsettled = true;
                 continue;

@@ -323,7 +323,10 @@ impl World {
                     core.request(second, request, now);
                     self.drain(to);
                 } else {
-                    self.schedule(Duration::ZERO, Event::Response { to: from, tag, response: Response::Unknown });
+                    self.schedule(
+                        Duration::ZERO,
+                        Event::Response { to: from, tag, response: Response::Unknown },
+                    );
                 }
             }
             Event::Response { to: _, tag, response } => {

@@ -92,7 +92,8 @@ impl VisitorBuilder {
             net.dial(address).map_err(|error| StartError::Address(error.to_string()))?;
         }
         let mut reasons = Vec::new();
-        let reached = tokio::time::timeout(self.timeout, first_link(&linked, &mut events, &mut reasons)).await;
+        let reached =
+            tokio::time::timeout(self.timeout, first_link(&linked, &mut events, &mut reasons)).await;
         if reached.is_err() {
             net.shutdown().await;
             reasons.dedup();

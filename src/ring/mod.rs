@@ -11,10 +11,7 @@
 
 mod placement;
 mod plan;
-#[expect(
-    clippy::module_inception,
-    reason = "the file of the type `Ring`, named after it like its siblings"
-)]
+#[expect(clippy::module_inception, reason = "the file of the type `Ring`, named after it like its siblings")]
 mod ring;
 mod token;
 

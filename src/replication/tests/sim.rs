@@ -40,39 +40,18 @@ pub(super) struct Faults {
 
 impl Faults {
     pub(super) fn none() -> Self {
-        Self {
-            loss: 0.0,
-            duplication: 0.0,
-            latency_us: (200, 1_000),
-            straggler: 0.0,
-        }
+        Self { loss: 0.0, duplication: 0.0, latency_us: (200, 1_000), straggler: 0.0 }
     }
 }
 
 /// What a client did and has not been told yet.
 pub(super) enum Call {
-    Put {
-        partition: PartitionId,
-        key: Vec<u8>,
-        value: Vec<u8>,
-        floor: u64,
-    },
-    Get {
-        partition: PartitionId,
-        key: Vec<u8>,
-        floor: u64,
-    },
-    Wait {
-        partition: PartitionId,
-        key: Vec<u8>,
-        floor: u64,
-    },
+    Put { partition: PartitionId, key: Vec<u8>, value: Vec<u8>, floor: u64 },
+    Get { partition: PartitionId, key: Vec<u8>, floor: u64 },
+    Wait { partition: PartitionId, key: Vec<u8>, floor: u64 },
 }
 
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each switches one thing that a test wants"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each switches one thing that a test wants")]
 pub(super) struct Sim {
     pub(super) seed: u64,
     pub(super) now: Timestamp,
@@ -157,10 +136,7 @@ impl Sim {
             driver.link_up(*peer, self.now);
             node.driver.link_up(id, self.now);
         }
-        let node = Node {
-            driver,
-            paused_until: Timestamp::ZERO,
-        };
+        let node = Node { driver, paused_until: Timestamp::ZERO };
         self.nodes.insert(id, node);
         for peer in self.ids() {
             self.settle(peer);
@@ -247,10 +223,7 @@ impl Sim {
         if self.blocked.contains(&(from, to)) || self.rng.random_bool(self.faults.loss) {
             return;
         }
-        if messages
-            .iter()
-            .any(|message| matches!(message.body, crate::replication::Body::SnapshotChunk(_)))
-        {
+        if messages.iter().any(|message| matches!(message.body, crate::replication::Body::SnapshotChunk(_))) {
             self.count("snapshot frames");
         }
         let copies = 1 + usize::from(self.rng.random_bool(self.faults.duplication));
@@ -273,15 +246,7 @@ impl Sim {
             return;
         };
         match (call, result) {
-            (
-                Call::Put {
-                    partition,
-                    key,
-                    value,
-                    floor,
-                },
-                Outcome::Reply(Reply::Written { version }),
-            ) => {
+            (Call::Put { partition, key, value, floor }, Outcome::Reply(Reply::Written { version })) => {
                 assert!(version.0 > floor, "a write of {partition:?} went back in time");
                 self.values.insert((partition, key.clone(), version.0), value);
                 self.raise((partition, key), version.0);
@@ -289,21 +254,8 @@ impl Sim {
             }
             (Call::Put { .. }, Outcome::Unknown) => self.count("unknown"),
             (
-                Call::Get {
-                    partition,
-                    key,
-                    floor,
-                }
-                | Call::Wait {
-                    partition,
-                    key,
-                    floor,
-                    ..
-                },
-                Outcome::Answer {
-                    answer: Answer::Entry(entry),
-                    stale: false,
-                },
+                Call::Get { partition, key, floor } | Call::Wait { partition, key, floor, .. },
+                Outcome::Answer { answer: Answer::Entry(entry), stale: false },
             ) => {
                 let version = entry.as_ref().map_or(0, |entry| entry.version.0);
                 assert!(
@@ -355,11 +307,7 @@ impl Sim {
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
-        let operation = Operation::Put {
-            key,
-            value,
-            ttl_ms: None,
-        };
+        let operation = Operation::Put { key, value, ttl_ms: None };
         self.driver(at).propose(partition, tag, None, operation, now);
         self.settle(at);
         tag
@@ -367,16 +315,11 @@ impl Sim {
 
     pub(super) fn get(&mut self, at: NodeId, partition: PartitionId, key: &[u8]) -> u64 {
         let tag = self.tag();
-        let call = Call::Get {
-            partition,
-            key: key.to_vec(),
-            floor: self.floor(partition, key),
-        };
+        let call = Call::Get { partition, key: key.to_vec(), floor: self.floor(partition, key) };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
-        self.driver(at)
-            .read(partition, tag, Query::Get { key: key.to_vec() }, now);
+        self.driver(at).read(partition, tag, Query::Get { key: key.to_vec() }, now);
         self.settle(at);
         tag
     }
@@ -389,11 +332,7 @@ impl Sim {
         seen: Option<Version>,
     ) -> u64 {
         let tag = self.tag();
-        let call = Call::Wait {
-            partition,
-            key: key.to_vec(),
-            floor: self.floor(partition, key),
-        };
+        let call = Call::Wait { partition, key: key.to_vec(), floor: self.floor(partition, key) };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
@@ -404,10 +343,7 @@ impl Sim {
 
     /// When something happens next.
     fn next_at(&self) -> Timestamp {
-        let event = self
-            .queue
-            .first_key_value()
-            .map_or(Timestamp::NEVER, |((at, _), _)| *at);
+        let event = self.queue.first_key_value().map_or(Timestamp::NEVER, |((at, _), _)| *at);
         self.nodes
             .values()
             .map(|node| node.driver.next_deadline().max(node.paused_until))
@@ -466,11 +402,7 @@ impl Sim {
     ) -> Duration {
         let start = self.now;
         while holds(self) {
-            assert!(
-                self.now.since(start) < limit,
-                "still so after {limit:?}: {}",
-                self.describe()
-            );
+            assert!(self.now.since(start) < limit, "still so after {limit:?}: {}", self.describe());
             self.run(ms(1));
         }
         self.now.since(start)
