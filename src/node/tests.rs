@@ -29,7 +29,7 @@ enum Event {
     LinkDown(NodeId, NodeId),
     Message { from: NodeId, to: NodeId, message: Message },
     Request { from: NodeId, tag: u64, to: NodeId, request: Request },
-    Response { to: NodeId, tag: u64, response: Response },
+    Response { tag: u64, response: Response },
 }
 
 struct World {
@@ -112,8 +112,8 @@ impl World {
         self.nodes.remove(&node);
         // A broken link fails the calls that wait on it.
         let waiting: Vec<_> = self.forwarded.extract_if(.., |(at, _), _| *at == node).collect();
-        for (_, (to, tag)) in waiting {
-            self.schedule(Duration::from_millis(1), Event::Response { to, tag, response: Response::Unknown });
+        for (_, (_, tag)) in waiting {
+            self.schedule(Duration::from_millis(1), Event::Response { tag, response: Response::Unknown });
         }
         for (a, b) in self.links.clone() {
             if a == node || b == node {
@@ -323,13 +323,10 @@ impl World {
                     core.request(second, request, now);
                     self.drain(to);
                 } else {
-                    self.schedule(
-                        Duration::ZERO,
-                        Event::Response { to: from, tag, response: Response::Unknown },
-                    );
+                    self.schedule(Duration::ZERO, Event::Response { tag, response: Response::Unknown });
                 }
             }
-            Event::Response { to: _, tag, response } => {
+            Event::Response { tag, response } => {
                 self.responses.insert(tag, response);
             }
         }
@@ -346,7 +343,7 @@ impl World {
                     self.schedule(Duration::from_micros(200), event);
                 }
                 Output::Respond { tag, response } => match self.forwarded.remove(&(node, tag)) {
-                    Some((to, tag)) => self.schedule(delay, Event::Response { to, tag, response }),
+                    Some((_, tag)) => self.schedule(delay, Event::Response { tag, response }),
                     None => drop(self.responses.insert(tag, response)),
                 },
                 Output::Forward { tag, to, request } => {

@@ -76,6 +76,8 @@ impl VisitorBuilder {
             .secret
             .or_else(|| tickets.first().and_then(|ticket| ticket.secret.clone()))
             .or_else(|| neighbours.first()?.secret.as_deref()?.parse().ok());
+        let local: Vec<NodeId> =
+            neighbours.iter().filter_map(|neighbour| neighbour.node.parse().ok()).collect();
         if self.join.is_empty() {
             addresses.extend(neighbours.into_iter().flat_map(|neighbour| neighbour.addresses));
             if addresses.is_empty() {
@@ -100,7 +102,7 @@ impl VisitorBuilder {
             reasons.truncate(MAX_REASONS);
             return Err(ConnectError::Unreachable { swarm, reasons });
         }
-        Ok(Visitor { net, _events: events })
+        Ok(Visitor { net, local, _events: events })
     }
 }
 
@@ -125,6 +127,7 @@ async fn first_link(linked: &Notify, events: &mut mpsc::Receiver<NetEvent>, reas
 #[derive(Debug)]
 pub struct Visitor {
     net: Net,
+    local: Vec<NodeId>,
     _events: mpsc::Receiver<NetEvent>,
 }
 
@@ -148,6 +151,11 @@ impl Visitor {
     /// A node that the visitor is linked with, if there is one at the moment.
     pub fn linked_node(&self) -> Option<NodeId> {
         self.net.links().first().map(|link| link.node)
+    }
+
+    /// The swarm's nodes that this user ran on this machine when the visitor connected.
+    pub fn local_nodes(&self) -> &[NodeId] {
+        &self.local
     }
 
     /// Closes the links.
