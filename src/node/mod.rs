@@ -70,6 +70,8 @@ pub struct Node {
     swarm: String,
     secret: Option<Secret>,
     tasks: Mutex<JoinSet<()>>,
+    /// Listens from before the start, until somebody takes it.
+    first_events: Mutex<Option<broadcast::Receiver<NodeEvent>>>,
 }
 
 /// A client on this machine's clock, with a session that nobody else draws.
@@ -93,6 +95,7 @@ impl Node {
     }
 
     fn assemble(parts: Parts) -> Self {
+        let first_events = parts.shared.events.subscribe();
         let mut tasks = JoinSet::new();
         tasks.spawn(parts.runtime.run());
         Self {
@@ -101,6 +104,7 @@ impl Node {
             swarm: parts.swarm,
             secret: parts.secret,
             tasks: Mutex::new(tasks),
+            first_events: Mutex::new(Some(first_events)),
         }
     }
 
@@ -158,9 +162,11 @@ impl Node {
         new_client(self.rpc.clone())
     }
 
-    /// What happens to the node and its swarm from now on. A listener that is too slow misses the oldest.
+    /// What happens to the node and its swarm: the first listener hears all since the start, further ones what
+    /// happens from now on. A listener that is too slow misses the oldest.
     pub fn events(&self) -> broadcast::Receiver<NodeEvent> {
-        self.shared.events.subscribe()
+        let first = self.first_events.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| self.shared.events.subscribe())
     }
 
     /// Waits until the node has a swarm: at once, within the discovery window, or, for a node that was told to
