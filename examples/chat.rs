@@ -65,19 +65,14 @@ async fn say(client: &Client<NodeRpc>, text: &str) -> Result<i64, roundtable::cl
 /// Prints every message that is said after the counter was at `head`, in order.
 async fn listen(client: Client<NodeRpc>, mut head: Option<Entry>, heard: watch::Sender<i64>) {
     loop {
-        let (seen, last) = head
-            .as_ref()
-            .map_or((None, 0), |head| (Some(head.version), count(head)));
+        let (seen, last) = head.as_ref().map_or((None, 0), |head| (Some(head.version), count(head)));
         // Answers as soon as the counter is at another version than the one seen; no polling.
         let Ok(Some(now)) = client.wait_for_change(HEAD, seen).await else {
             continue; // Nothing new within the deadline, or nobody answered: wait again.
         };
         for number in last + 1..=count(&now) {
             // The number is taken before the message is written, so it may not be there yet.
-            let message = client
-                .with_deadline(GAP)
-                .wait_for_change(line(number), None)
-                .await;
+            let message = client.with_deadline(GAP).wait_for_change(line(number), None).await;
             if let Ok(Some(message)) = message {
                 println!("{}", String::from_utf8_lossy(&message.value));
             }

@@ -17,10 +17,7 @@ use roundtable::node::{Node, NodeBuilder};
 
 /// On this machine only, on any free port, and apart from every other swarm of this user.
 fn builder() -> NodeBuilder {
-    Node::builder()
-        .swarm("embed-example")
-        .port(0)
-        .without_runtime_directory()
+    Node::builder().swarm("embed-example").port(0).without_runtime_directory()
 }
 
 #[tokio::main]
@@ -47,39 +44,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("the second node reads: {}", String::from_utf8_lossy(&entry.value));
 
     // Of two who try to change the same version, one wins.
-    reader
-        .compare_and_swap("greeting", Some(version), "good day")
-        .await?;
-    let loser = writer
-        .compare_and_swap("greeting", Some(version), "goodbye")
-        .await;
-    println!(
-        "the slower one is told: {}",
-        loser.expect_err("the version has changed")
-    );
+    reader.compare_and_swap("greeting", Some(version), "good day").await?;
+    let loser = writer.compare_and_swap("greeting", Some(version), "goodbye").await;
+    println!("the slower one is told: {}", loser.expect_err("the version has changed"));
 
     // Counters, keys that expire, and lists.
     println!("visit number {}", writer.increment("visits", 1).await?);
-    writer
-        .put_with_ttl("session/ada", "open", Duration::from_secs(60))
-        .await?;
+    writer.put_with_ttl("session/ada", "open", Duration::from_secs(60)).await?;
     let mut keys = reader.scan("");
     while let Some(entry) = keys.next().await {
         let (key, entry) = entry?;
-        println!(
-            "  {} is at version {}",
-            String::from_utf8_lossy(&key),
-            entry.version
-        );
+        println!("  {} is at version {}", String::from_utf8_lossy(&key), entry.version);
     }
 
     // Leaving hands everything over first: nothing is lost.
     first.leave().await;
     let entry = reader.get("greeting").await?.ok_or("handed over")?;
-    println!(
-        "the founder has left, and greeting is still: {}",
-        String::from_utf8_lossy(&entry.value)
-    );
+    println!("the founder has left, and greeting is still: {}", String::from_utf8_lossy(&entry.value));
 
     for node in others {
         node.leave().await;

@@ -59,9 +59,6 @@ mod tests {
     fn trailing_bytes_are_refused() {
         let mut bytes = encode(&7u32);
         bytes.push(0);
-        assert!(matches!(
-            decode::<u32>(&bytes),
-            Err(DecodeError::TrailingBytes(1))
-        ));
+        assert!(matches!(decode::<u32>(&bytes), Err(DecodeError::TrailingBytes(1))));
     }
 }

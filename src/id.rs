@@ -66,9 +66,7 @@ impl FromStr for NodeId {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = bs58::decode(text)
-            .into_vec()
-            .map_err(|_| ParseIdError("node id"))?;
+        let bytes = bs58::decode(text).into_vec().map_err(|_| ParseIdError("node id"))?;
         Self::from_peer_id_bytes(&bytes).ok_or(ParseIdError("node id"))
     }
 }
@@ -96,9 +94,7 @@ impl FromStr for SwarmId {
         if text.len() != 32 {
             return Err(ParseIdError("swarm id"));
         }
-        u128::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| ParseIdError("swarm id"))
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| ParseIdError("swarm id"))
     }
 }
 

@@ -78,13 +78,7 @@ struct Global {
     no_mdns: bool,
 
     /// Where the nodes of this machine leave their addresses, if not in the user's runtime directory
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "ROUNDTABLE_RUNTIME_DIR",
-        hide_short_help = true
-    )]
+    #[arg(long, global = true, value_name = "DIR", env = "ROUNDTABLE_RUNTIME_DIR", hide_short_help = true)]
     runtime_dir: Option<PathBuf>,
 
     /// How answers are written
@@ -158,12 +152,7 @@ enum Sub {
         #[command(flatten)]
         value: Value,
         /// The version that the key must be at (put, get and scan show it)
-        #[arg(
-            long,
-            value_name = "N",
-            required_unless_present = "absent",
-            conflicts_with = "absent"
-        )]
+        #[arg(long, value_name = "N", required_unless_present = "absent", conflicts_with = "absent")]
         version: Option<u64>,
         /// The key must not exist
         #[arg(long)]
@@ -334,12 +323,7 @@ struct UpArgs {
     #[arg(long, env = "ROUNDTABLE_OPEN", value_parser = FalseyValueParser::new())]
     open: bool,
     /// Listen exactly here (repeatable), for example /ip4/10.0.0.5/tcp/7400
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        env = "ROUNDTABLE_LISTEN",
-        value_delimiter = ','
-    )]
+    #[arg(long, value_name = "ADDRESS", env = "ROUNDTABLE_LISTEN", value_delimiter = ',')]
     listen: Vec<String>,
     /// Listen on this port instead of the first free one
     #[arg(long, value_name = "PORT", env = "ROUNDTABLE_PORT")]
@@ -407,11 +391,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     let target = Target {
         swarm: global.swarm,
         secret_file: global.secret_file,
-        join: global
-            .join
-            .into_iter()
-            .filter(|address| !address.is_empty())
-            .collect(),
+        join: global.join.into_iter().filter(|address| !address.is_empty()).collect(),
         mdns: !global.no_mdns,
         runtime_dir: global.runtime_dir,
         timeout: global.timeout,
@@ -424,52 +404,27 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
         let error = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, sentence);
         Rejected(Box::new(error))
     })?;
-    Ok(Invocation {
-        target,
-        format,
-        command,
-    })
+    Ok(Invocation { target, format, command })
 }
 
 fn command(sub: Sub) -> Result<Command, String> {
     Ok(match sub {
         Sub::Up(args) => Command::Up(up(args)?),
-        Sub::Put { key, value, ttl } => Command::Put(kv::Put {
-            key: key.key.0,
-            value: source(value),
-            ttl,
-        }),
-        Sub::Get { key, stale } => Command::Get(kv::Get {
-            key: key.key.0,
-            stale,
-        }),
+        Sub::Put { key, value, ttl } => Command::Put(kv::Put { key: key.key.0, value: source(value), ttl }),
+        Sub::Get { key, stale } => Command::Get(kv::Get { key: key.key.0, stale }),
         Sub::Del { key } => Command::Del(kv::Del { key: key.key.0 }),
-        Sub::Cas {
-            key,
-            value,
-            version,
-            absent: _,
-            ttl,
-        } => Command::Cas(kv::Cas {
+        Sub::Cas { key, value, version, absent: _, ttl } => Command::Cas(kv::Cas {
             key: key.key.0,
             value: source(value),
             expected: version.map_or(Expectation::Absent, Expectation::Version),
             ttl,
         }),
         Sub::Incr { key, by } => Command::Incr(kv::Incr { key: key.key.0, by }),
-        Sub::Expire { key, ttl } => Command::Expire(kv::Expire {
-            key: key.key.0,
-            ttl: ttl.0,
-        }),
-        Sub::Scan { prefix, limit, stale } => Command::Scan(kv::Scan {
-            prefix: prefix.into_encoded_bytes(),
-            limit,
-            stale,
-        }),
-        Sub::Watch { key, count } => Command::Watch(kv::Watch {
-            key: key.key.0,
-            count,
-        }),
+        Sub::Expire { key, ttl } => Command::Expire(kv::Expire { key: key.key.0, ttl: ttl.0 }),
+        Sub::Scan { prefix, limit, stale } => {
+            Command::Scan(kv::Scan { prefix: prefix.into_encoded_bytes(), limit, stale })
+        }
+        Sub::Watch { key, count } => Command::Watch(kv::Watch { key: key.key.0, count }),
         Sub::Members => Command::Members,
         Sub::Ring => Command::Ring,
         Sub::Where { key } => Command::Where(inspect::Where { key: key.key.0 }),
@@ -483,11 +438,7 @@ fn command(sub: Sub) -> Result<Command, String> {
 }
 
 fn source(value: Value) -> Source {
-    if value.value == "-" {
-        Source::Stdin
-    } else {
-        Source::Given(value.value.into_encoded_bytes())
-    }
+    if value.value == "-" { Source::Stdin } else { Source::Given(value.value.into_encoded_bytes()) }
 }
 
 fn up(args: UpArgs) -> Result<Up, String> {
@@ -577,9 +528,7 @@ mod tests {
 
     #[test]
     fn up_alone_reaches_as_far_as_its_addresses_say() {
-        let Command::Up(up) = command_of("up") else {
-            panic!("not up")
-        };
+        let Command::Up(up) = command_of("up") else { panic!("not up") };
         assert_eq!((up.reach, up.open), (None, false));
         let Command::Up(up) = command_of("up --lan --open --port 4101 --replace-after 1m") else {
             panic!("not up")
@@ -610,17 +559,11 @@ mod tests {
 
     #[test]
     fn a_dash_reads_standard_input_and_values_may_look_like_flags() {
-        let Command::Put(put) = command_of("put k -") else {
-            panic!("not put")
-        };
+        let Command::Put(put) = command_of("put k -") else { panic!("not put") };
         assert_eq!(put.value, Source::Stdin);
-        let Command::Put(put) = command_of("put k -5") else {
-            panic!("not put")
-        };
+        let Command::Put(put) = command_of("put k -5") else { panic!("not put") };
         assert_eq!(put.value, Source::Given(b"-5".to_vec()));
-        let Command::Incr(incr) = command_of("incr k -5") else {
-            panic!("not incr")
-        };
+        let Command::Incr(incr) = command_of("incr k -5") else { panic!("not incr") };
         assert_eq!(incr.by, -5);
     }
 
@@ -637,9 +580,7 @@ mod tests {
 
     #[test]
     fn expire_never_keeps_the_key() {
-        let Command::Expire(expire) = command_of("expire k never") else {
-            panic!("not expire")
-        };
+        let Command::Expire(expire) = command_of("expire k never") else { panic!("not expire") };
         assert_eq!(expire.ttl, None);
     }
 }

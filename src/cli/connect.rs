@@ -55,10 +55,7 @@ impl Session {
 
 /// Connects as a visitor: by the addresses and tickets given, else through the nodes of this machine.
 pub(super) async fn connect(target: &Target) -> Result<Session, Failure> {
-    let mut visitor = Visitor::builder()
-        .swarm(&target.swarm)
-        .join(&target.join)
-        .timeout(target.timeout);
+    let mut visitor = Visitor::builder().swarm(&target.swarm).join(&target.join).timeout(target.timeout);
     if let Some(secret) = secret(target)? {
         visitor = visitor.secret(secret);
     }
@@ -66,19 +63,12 @@ pub(super) async fn connect(target: &Target) -> Result<Session, Failure> {
         visitor = visitor.runtime_directory(directory);
     }
     let visitor = visitor.connect().await?;
-    Ok(Session {
-        client: visitor.client().with_deadline(target.timeout),
-        visitor,
-    })
+    Ok(Session { client: visitor.client().with_deadline(target.timeout), visitor })
 }
 
 /// Starts a node that listens as far as `reach` says.
 pub(super) async fn start(target: &Target, up: &Up, reach: crate::node::Reach) -> Result<Node, Failure> {
-    let mut node = Node::builder()
-        .swarm(&target.swarm)
-        .reach(reach)
-        .open(up.open)
-        .join(&target.join);
+    let mut node = Node::builder().swarm(&target.swarm).reach(reach).open(up.open).join(&target.join);
     if let Some(secret) = secret(target)? {
         node = node.secret(secret);
     }
@@ -162,18 +152,16 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (code, advice) = match &error {
             Error::NotFound => (Code::NotFound, "nothing was changed"),
-            Error::Conflict { .. } => (
-                Code::Conflict,
-                "nothing was written; read it again and try with that version",
-            ),
+            Error::Conflict { .. } => {
+                (Code::Conflict, "nothing was written; read it again and try with that version")
+            }
             Error::NoQuorum => (
                 Code::NoQuorum,
                 "nothing was changed; `roundtable members` shows who is missing, `get --stale` reads nevertheless",
             ),
-            Error::Overloaded => (
-                Code::Failed,
-                "nothing was changed; try again later or with a longer --timeout",
-            ),
+            Error::Overloaded => {
+                (Code::Failed, "nothing was changed; try again later or with a longer --timeout")
+            }
             Error::Unreachable => (
                 Code::Unreachable,
                 "nothing was changed; `roundtable up` starts a node, --join names one elsewhere",

@@ -47,10 +47,7 @@ pub(super) struct Failure {
 impl Failure {
     /// A failure with its code and its line.
     pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 
     /// A failure that no code of its own stands for.
@@ -92,10 +89,7 @@ mod tests {
     #[test]
     fn json_errors_say_whether_it_happened() {
         let unknown = Failure::new(Code::Unknown, "time is up");
-        assert_eq!(
-            unknown.json(),
-            json!({"error": "time is up", "code": 7, "applied": "maybe"})
-        );
+        assert_eq!(unknown.json(), json!({"error": "time is up", "code": 7, "applied": "maybe"}));
         assert_eq!(Failure::other("x").json()["applied"], "no");
     }
 

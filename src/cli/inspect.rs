@@ -90,13 +90,12 @@ pub(super) fn choose(text: &str, nodes: impl Iterator<Item = NodeId>) -> Result<
     let fitting: Vec<NodeId> = nodes.filter(|node| node.to_string().ends_with(end)).collect();
     match fitting.as_slice() {
         [node] if !end.is_empty() => Ok(*node),
-        [] => Err(Failure::other(format!(
-            "no member's id ends with `{end}`; `roundtable members` lists them"
-        ))),
-        _ => Err(Failure::other(format!(
-            "{} members' ids end with `{end}`: write more of it",
-            fitting.len()
-        ))),
+        [] => {
+            Err(Failure::other(format!("no member's id ends with `{end}`; `roundtable members` lists them")))
+        }
+        _ => {
+            Err(Failure::other(format!("{} members' ids end with `{end}`: write more of it", fitting.len())))
+        }
     }
 }
 
@@ -135,10 +134,7 @@ pub(super) fn members_text(view: &SwarmView, output: Output) -> String {
         table.row([
             name(member.node) + here,
             standing(member).to_owned(),
-            member
-                .addresses
-                .first()
-                .map_or_else(|| "-".to_owned(), |address| plain_address(address)),
+            member.addresses.first().map_or_else(|| "-".to_owned(), |address| plain_address(address)),
             member.weight.to_string(),
             leads.get(&member.node).copied().unwrap_or(0).to_string(),
         ]);
@@ -198,11 +194,7 @@ fn members_json(view: &SwarmView) -> Value {
 fn ring_of(view: &SwarmView) -> Option<Ring> {
     let partitions = PartitionCount::new(view.partitions).ok()?;
     let placed = view.members.iter().filter(|member| member.on_ring);
-    Some(Ring::new(
-        placed.map(|member| (member.node, member.weight)),
-        partitions,
-        DEFAULT_REPLICAS,
-    ))
+    Some(Ring::new(placed.map(|member| (member.node, member.weight)), partitions, DEFAULT_REPLICAS))
 }
 
 /// One member's part of the ring.
@@ -307,9 +299,8 @@ impl Place {
     pub(super) fn of(key: &[u8], view: &SwarmView) -> Result<Self, Failure> {
         let ring = ring_of(view).ok_or_else(|| Failure::other("the node's view of the swarm is damaged"))?;
         let partition = ring.partition_of(key);
-        let leader = usize::try_from(partition.0)
-            .ok()
-            .and_then(|index| view.leaders.get(index).copied().flatten());
+        let leader =
+            usize::try_from(partition.0).ok().and_then(|index| view.leaders.get(index).copied().flatten());
         Ok(Self {
             key: key.to_vec(),
             token: ring.token_of(key),
@@ -341,14 +332,8 @@ impl Place {
             ("key", printable(&self.key)),
             ("token", format!("{} (its SHA-1)", hex(self.token.as_bytes()))),
             ("partition", format!("{} of {}", self.partition, self.partitions)),
-            (
-                "owner",
-                self.replicas.first().map_or_else(|| "nobody".to_owned(), at),
-            ),
-            (
-                "leader",
-                self.leader.as_ref().map_or_else(|| "none known".to_owned(), at),
-            ),
+            ("owner", self.replicas.first().map_or_else(|| "nobody".to_owned(), at)),
+            ("leader", self.leader.as_ref().map_or_else(|| "none known".to_owned(), at)),
             ("replicas", replicas.join(", ")),
             ("path", path),
         ];
@@ -364,10 +349,7 @@ impl Place {
         object.insert("partition".to_owned(), json!(self.partition.0));
         object.insert("partitions".to_owned(), json!(self.partitions));
         object.insert("owner".to_owned(), json!(replicas.first()));
-        object.insert(
-            "leader".to_owned(),
-            json!(self.leader.map(|leader| leader.to_string())),
-        );
+        object.insert("leader".to_owned(), json!(self.leader.map(|leader| leader.to_string())));
         object.insert("replicas".to_owned(), json!(replicas));
         object.insert("answered_by".to_owned(), json!(self.answered_by.to_string()));
         Value::Object(object)
@@ -391,10 +373,7 @@ struct Totals {
 }
 
 fn totals(status: &NodeStatus) -> Totals {
-    let mut totals = Totals {
-        replicas: status.replicas.len(),
-        ..Totals::default()
-    };
+    let mut totals = Totals { replicas: status.replicas.len(), ..Totals::default() };
     for replica in &status.replicas {
         totals.leads += usize::from(replica.leader == Some(status.node));
         totals.without_quorum += usize::from(!replica.has_quorum);
@@ -451,9 +430,7 @@ fn status_text(status: &NodeStatus) -> String {
         ("up", units::duration(Duration::from_millis(status.uptime_ms))),
         ("version", status.version.clone()),
     ];
-    lines
-        .map(|(title, text)| format!("{title:<9}  {}", text.trim_end()))
-        .join("\n")
+    lines.map(|(title, text)| format!("{title:<9}  {}", text.trim_end())).join("\n")
 }
 
 fn status_json(status: &NodeStatus) -> Value {
@@ -616,10 +593,7 @@ mod tests {
             replicas: Vec::new(),
         };
         assert_eq!(verdict(&status).expect_err("no swarm").code, Code::Unreachable);
-        status.state = SwarmState::Founded {
-            swarm: SwarmId(7),
-            partitions: 64,
-        };
+        status.state = SwarmState::Founded { swarm: SwarmId(7), partitions: 64 };
         assert_eq!(verdict(&status), Ok(()));
         assert!(status_text(&status).contains("serving"));
         status.replicas.push(PartitionStatus {

@@ -31,10 +31,7 @@ impl Source {
             Self::Stdin => {
                 let mut value = Vec::new();
                 let one_too_many = MAX_VALUE_BYTES as u64 + 1;
-                std::io::stdin()
-                    .lock()
-                    .take(one_too_many)
-                    .read_to_end(&mut value)?;
+                std::io::stdin().lock().take(one_too_many).read_to_end(&mut value)?;
                 value
             }
         };
@@ -82,11 +79,7 @@ pub(super) struct Get {
 impl Get {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let session = connect(target).await?;
-        let client = if self.stale {
-            session.client.stale()
-        } else {
-            session.client.clone()
-        };
+        let client = if self.stale { session.client.stale() } else { session.client.clone() };
         let Some(entry) = client.get(self.key.as_slice()).await? else {
             return Err(not_there(&self.key));
         };
@@ -149,11 +142,7 @@ impl Cas {
             Expectation::Absent => None,
         };
         let version = match self.ttl {
-            Some(ttl) => {
-                client
-                    .compare_and_swap_with_ttl(self.key, expected, value, ttl)
-                    .await
-            }
+            Some(ttl) => client.compare_and_swap_with_ttl(self.key, expected, value, ttl).await,
             None => client.compare_and_swap(self.key, expected, value).await,
         };
         written(version?, output)
@@ -212,11 +201,7 @@ pub(super) struct Scan {
 impl Scan {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let session = connect(target).await?;
-        let client = if self.stale {
-            session.client.stale()
-        } else {
-            session.client.clone()
-        };
+        let client = if self.stale { session.client.stale() } else { session.client.clone() };
         let limit = self.limit.map_or(usize::MAX, NonZeroUsize::get);
         let mut entries = client.scan(self.prefix).take(limit);
         while let Some(entry) = entries.next().await {
@@ -268,12 +253,7 @@ fn not_there(key: &[u8]) -> Failure {
 
 /// An entry as a line of `scan`.
 pub(super) fn entry_line(key: &[u8], entry: &Entry) -> String {
-    format!(
-        "{}\t{}\t{}",
-        printable(key),
-        entry.version,
-        printable(&entry.value)
-    )
+    format!("{}\t{}\t{}", printable(key), entry.version, printable(&entry.value))
 }
 
 fn entry_json(key: &[u8], entry: &Entry) -> Value {
@@ -291,11 +271,8 @@ mod tests {
 
     #[test]
     fn an_entry_is_one_line_whatever_it_holds() {
-        let entry = Entry {
-            value: b"two\nlines\tand \xff".to_vec(),
-            version: Version(12),
-            ttl_ms: Some(500),
-        };
+        let entry =
+            Entry { value: b"two\nlines\tand \xff".to_vec(), version: Version(12), ttl_ms: Some(500) };
         assert_eq!(entry_line(b"k", &entry), "k\t12\ttwo\\nlines\\tand \\xff");
         assert_eq!(entry_json(b"k", &entry)["value_encoding"], "base64");
         assert_eq!(entry_json(b"k", &entry)["ttl_ms"], 500);
@@ -303,9 +280,7 @@ mod tests {
 
     #[test]
     fn a_value_that_is_too_large_is_refused_before_anything_is_sent() {
-        let failure = Source::Given(vec![0; MAX_VALUE_BYTES + 1])
-            .read()
-            .expect_err("too large");
+        let failure = Source::Given(vec![0; MAX_VALUE_BYTES + 1]).read().expect_err("too large");
         assert!(failure.message.contains("nothing was written"));
         assert!(Source::Given(vec![0; MAX_VALUE_BYTES]).read().is_ok());
     }

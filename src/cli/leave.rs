@@ -41,10 +41,7 @@ impl Leave {
                     let names: Vec<String> = several.iter().map(|node| name(*node)).collect();
                     return Err(Failure::new(
                         Code::Usage,
-                        format!(
-                            "several nodes run here, say which one should leave: {}",
-                            names.join(", ")
-                        ),
+                        format!("several nodes run here, say which one should leave: {}", names.join(", ")),
                     ));
                 }
             },

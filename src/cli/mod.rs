@@ -68,11 +68,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let invocation = match args::parse(args) {
         Ok(invocation) => invocation,
         Err(rejected) => {
-            return if rejected.print() {
-                Code::Usage.into()
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if rejected.print() { Code::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
     let format = invocation.format;
@@ -91,11 +87,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
-    let Invocation {
-        target,
-        format,
-        command,
-    } = invocation;
+    let Invocation { target, format, command } = invocation;
     let output = Output::stdout(format);
     match command {
         Command::Up(up) => up.run(target, output).await,

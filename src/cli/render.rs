@@ -34,21 +34,13 @@ impl Output {
     pub(super) fn stdout(format: Format) -> Self {
         let terminal = io::stdout().is_terminal();
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self {
-            format,
-            terminal,
-            colour: terminal && !no_colour,
-        }
+        Self { format, terminal, colour: terminal && !no_colour }
     }
 
     /// An output that is no terminal.
     #[cfg(test)]
     pub(super) fn plain(format: Format) -> Self {
-        Self {
-            format,
-            terminal: false,
-            colour: false,
-        }
+        Self { format, terminal: false, colour: false }
     }
 
     /// Whether answers are JSON.
@@ -89,11 +81,7 @@ impl Output {
     }
 
     fn paint(self, style: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{style}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("\x1b[{style}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
@@ -166,9 +154,7 @@ pub(super) struct Table {
 impl Table {
     /// A table with these column titles.
     pub(super) fn new(titles: &[&str]) -> Self {
-        Self {
-            rows: vec![titles.iter().map(|&title| title.to_owned()).collect()],
-        }
+        Self { rows: vec![titles.iter().map(|&title| title.to_owned()).collect()] }
     }
 
     /// Adds a row.
@@ -198,11 +184,7 @@ impl Table {
 mod tests {
     use super::*;
 
-    const PLAIN: Output = Output {
-        format: Format::Text,
-        terminal: false,
-        colour: false,
-    };
+    const PLAIN: Output = Output { format: Format::Text, terminal: false, colour: false };
 
     #[test]
     fn base64_agrees_with_the_rfc() {
@@ -242,18 +224,12 @@ mod tests {
         let mut table = Table::new(&["NODE", "STATE"]);
         table.row(["..9fK2aQ".to_owned(), "alive".to_owned()]);
         table.row(["..b".to_owned(), "left".to_owned()]);
-        assert_eq!(
-            table.render(PLAIN),
-            "NODE      STATE\n..9fK2aQ  alive\n..b       left"
-        );
+        assert_eq!(table.render(PLAIN), "NODE      STATE\n..9fK2aQ  alive\n..b       left");
     }
 
     #[test]
     fn colours_only_where_they_are_wanted() {
-        let colour = Output {
-            colour: true,
-            ..PLAIN
-        };
+        let colour = Output { colour: true, ..PLAIN };
         assert_eq!(PLAIN.bold("x"), "x");
         assert_eq!(colour.bold("x"), "\x1b[1mx\x1b[0m");
     }

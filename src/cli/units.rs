@@ -8,9 +8,7 @@ use std::time::Duration;
 /// A sentence that names the right form.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no duration: write for example 250ms, 5s, 2m, 1h or 7d");
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let seconds_per_unit = match unit.trim() {
         "us" => 0.000_001,
@@ -90,11 +88,7 @@ fn short(amount: f64, unit: &str) -> String {
         _ => 0,
     };
     let text = format!("{amount:.decimals$}");
-    let text = if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &text
-    };
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}{unit}")
 }
 

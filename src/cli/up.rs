@@ -111,15 +111,9 @@ fn reach_of(join: &[String]) -> Reach {
             ["ip4" | "ip6" | "dns" | "dns4" | "dns6", host, ..] => host,
             _ => address.as_str(),
         };
-        ["127.", "::1", "[::1]", "localhost"]
-            .iter()
-            .any(|near| host.starts_with(near))
+        ["127.", "::1", "[::1]", "localhost"].iter().any(|near| host.starts_with(near))
     };
-    if join.iter().all(near) {
-        Reach::ThisMachine
-    } else {
-        Reach::Lan
-    }
+    if join.iter().all(near) { Reach::ThisMachine } else { Reach::Lan }
 }
 
 /// Says who the node is and where it listens: that was settled before anybody could hear of it as an event.
@@ -157,12 +151,7 @@ impl Story {
             NodeEvent::Joined(swarm) => {
                 format!("joined the swarm `{}` {swarm}{}", self.swarm, self.invitation())
             }
-            NodeEvent::Member {
-                node,
-                change,
-                address,
-                alive,
-            } => {
+            NodeEvent::Member { node, change, address, alive } => {
                 let (sign, what) = words(*change);
                 let at = match (change, address) {
                     (MemberChange::Joined | MemberChange::Recovered, Some(address)) => {
@@ -206,12 +195,7 @@ impl Story {
             NodeEvent::Joined(swarm) => {
                 json!({"event": "joined", "swarm": swarm.to_string(), "invitation": self.invitation})
             }
-            NodeEvent::Member {
-                node,
-                change,
-                address,
-                alive,
-            } => json!({
+            NodeEvent::Member { node, change, address, alive } => json!({
                 "event": "member",
                 "node": node.to_string(),
                 "change": change_name(*change),
@@ -311,10 +295,7 @@ mod tests {
     use crate::id::{NodeId, SwarmId};
 
     fn story(invitation: Option<&str>) -> Story {
-        Story {
-            swarm: "default".to_owned(),
-            invitation: invitation.map(str::to_owned),
-        }
+        Story { swarm: "default".to_owned(), invitation: invitation.map(str::to_owned) }
     }
 
     fn member(change: MemberChange, alive: usize) -> NodeEvent {
@@ -330,31 +311,11 @@ mod tests {
     fn each_membership_change_is_one_line() {
         let node = name(NodeId::from_public_key([7; 32]));
         for (change, alive, line) in [
-            (
-                MemberChange::Joined,
-                3,
-                format!("members: 3 alive (+ {node} at 192.168.1.7:7400)"),
-            ),
-            (
-                MemberChange::Suspected,
-                3,
-                format!("members: 3 alive (? {node} does not answer)"),
-            ),
-            (
-                MemberChange::Recovered,
-                3,
-                format!("members: 3 alive (+ {node} is back at 192.168.1.7:7400)"),
-            ),
-            (
-                MemberChange::Draining,
-                3,
-                format!("members: 3 alive (~ {node} is leaving)"),
-            ),
-            (
-                MemberChange::Died,
-                2,
-                format!("members: 2 alive (- {node} is dead)"),
-            ),
+            (MemberChange::Joined, 3, format!("members: 3 alive (+ {node} at 192.168.1.7:7400)")),
+            (MemberChange::Suspected, 3, format!("members: 3 alive (? {node} does not answer)")),
+            (MemberChange::Recovered, 3, format!("members: 3 alive (+ {node} is back at 192.168.1.7:7400)")),
+            (MemberChange::Draining, 3, format!("members: 3 alive (~ {node} is leaving)")),
+            (MemberChange::Died, 2, format!("members: 2 alive (- {node} is dead)")),
             (MemberChange::Left, 2, format!("members: 2 alive (- {node} left)")),
         ] {
             assert_eq!(story(None).text(&member(change, alive)), line);
@@ -381,19 +342,10 @@ mod tests {
     fn a_node_listens_as_far_as_those_it_joins() {
         let reach = |address: &str| reach_of(&[address.to_owned()]);
         assert_eq!(reach_of(&[]), Reach::ThisMachine);
-        for near in [
-            "/ip4/127.0.0.1/tcp/7400",
-            "127.0.0.1:7400",
-            "/ip6/::1/tcp/7400",
-            "localhost:7400",
-        ] {
+        for near in ["/ip4/127.0.0.1/tcp/7400", "127.0.0.1:7400", "/ip6/::1/tcp/7400", "localhost:7400"] {
             assert_eq!(reach(near), Reach::ThisMachine, "{near}");
         }
-        for far in [
-            "/ip4/192.168.1.7/tcp/7400",
-            "192.168.1.7:7400",
-            "/dns4/host/tcp/7400",
-        ] {
+        for far in ["/ip4/192.168.1.7/tcp/7400", "192.168.1.7:7400", "/dns4/host/tcp/7400"] {
             assert_eq!(reach(far), Reach::Lan, "{far}");
         }
     }

@@ -187,10 +187,7 @@ impl<'a, R: Rpc> Call<'a, R> {
         let known = match router.cached() {
             Some(view) if !self.doubts => Some(view),
             // Bounded by the deadline, however many calls want a view.
-            _ => tokio::time::timeout(self.remaining(), router.refresh())
-                .await
-                .ok()
-                .flatten(),
+            _ => tokio::time::timeout(self.remaining(), router.refresh()).await.ok().flatten(),
         };
         self.doubts = false;
         let Some(view) = known else {
@@ -253,12 +250,7 @@ impl<'a, R: Rpc> Call<'a, R> {
         let timeout = remaining.min(self.attempt_timeout);
         let forwarded = false;
         let consistency = self.client.consistency;
-        let read = |query| Request::Read {
-            partition,
-            consistency,
-            query,
-            forwarded,
-        };
+        let read = |query| Request::Read { partition, consistency, query, forwarded };
         match (&self.action, &self.in_flight) {
             (Action::Write(operation), Some(in_flight)) => {
                 let request = Request::Write {
@@ -419,10 +411,7 @@ pub(super) async fn ask<R: Rpc>(
         if let Some(node) = node {
             if !linked.contains(&node) {
                 let view = router.cached();
-                let member = view
-                    .iter()
-                    .flat_map(|view| &view.members)
-                    .find(|member| member.node == node);
+                let member = view.iter().flat_map(|view| &view.members).find(|member| member.node == node);
                 let addresses = member.map_or(&[][..], |member| &member.addresses);
                 router.rpc.want(node, addresses);
             }

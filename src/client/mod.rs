@@ -68,11 +68,7 @@ impl<R: Rpc> Client<R> {
         let session = Arc::new(Session::new(SessionId(rng.random())));
         let router = Router::new(rpc, Arc::clone(&clock), rng);
         Self {
-            shared: Arc::new(Shared {
-                router,
-                session,
-                clock,
-            }),
+            shared: Arc::new(Shared { router, session, clock }),
             deadline: DEFAULT_DEADLINE,
             patience: DEFAULT_PATIENCE,
             consistency: Consistency::default(),
@@ -82,10 +78,7 @@ impl<R: Rpc> Client<R> {
     /// A clone whose operations take at most `deadline`; no longer than [`MAX_DEADLINE`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self {
-            deadline: deadline.min(MAX_DEADLINE),
-            ..self.clone()
-        }
+        Self { deadline: deadline.min(MAX_DEADLINE), ..self.clone() }
     }
 
     /// A clone that waits so long for a quorum to come back before it says [`Error::NoQuorum`]. Less than a
@@ -93,20 +86,14 @@ impl<R: Rpc> Client<R> {
     /// no effect.
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Self {
-        Self {
-            patience,
-            ..self.clone()
-        }
+        Self { patience, ..self.clone() }
     }
 
     /// A clone whose reads are answered by any replica from what it has, also without a quorum. They may be
     /// old, never invented. Writes are not affected.
     #[must_use]
     pub fn stale(&self) -> Self {
-        Self {
-            consistency: Consistency::Stale,
-            ..self.clone()
-        }
+        Self { consistency: Consistency::Stale, ..self.clone() }
     }
 
     /// Reads a key; `None` if it is absent.
@@ -150,9 +137,7 @@ impl<R: Rpc> Client<R> {
 
     async fn set(&self, key: Vec<u8>, value: Vec<u8>, ttl: Option<Duration>) -> Result<Version, Error> {
         let ttl_ms = ttl.map(ttl_ms);
-        self.write(Operation::Put { key, value, ttl_ms })
-            .await
-            .and_then(version)
+        self.write(Operation::Put { key, value, ttl_ms }).await.and_then(version)
     }
 
     /// Removes a key; whether it was there.
@@ -201,12 +186,7 @@ impl<R: Rpc> Client<R> {
         value: Vec<u8>,
         ttl: Option<Duration>,
     ) -> Result<Version, Error> {
-        let operation = Operation::CompareAndSwap {
-            key,
-            expected,
-            value,
-            ttl_ms: ttl.map(ttl_ms),
-        };
+        let operation = Operation::CompareAndSwap { key, expected, value, ttl_ms: ttl.map(ttl_ms) };
         self.write(operation).await.and_then(version)
     }
 
@@ -229,9 +209,7 @@ impl<R: Rpc> Client<R> {
     pub async fn expire(&self, key: impl Into<Vec<u8>>, ttl: Option<Duration>) -> Result<Version, Error> {
         let key = key.into();
         let ttl_ms = ttl.map(ttl_ms);
-        self.write(Operation::Expire { key, ttl_ms })
-            .await
-            .and_then(version)
+        self.write(Operation::Expire { key, ttl_ms }).await.and_then(version)
     }
 
     /// All keys that begin with `prefix` (empty: all), in the order of their bytes.
@@ -327,10 +305,7 @@ impl<R: Rpc> Client<R> {
 
 impl<R> Clone for Client<R> {
     fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-            ..*self
-        }
+        Self { shared: Arc::clone(&self.shared), ..*self }
     }
 }
 
@@ -364,9 +339,7 @@ fn failure(reply: &Reply) -> Error {
 
 /// Rounded up, and at least one: a key that is to expire at once still has to expire.
 fn ttl_ms(ttl: Duration) -> u64 {
-    u64::try_from(ttl.as_nanos().div_ceil(1_000_000))
-        .unwrap_or(u64::MAX)
-        .max(1)
+    u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
 }
 
 /// What is behind our mutexes stays whole: no code that holds one can panic half-way.

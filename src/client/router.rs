@@ -90,10 +90,7 @@ impl<R: Rpc> Router<R> {
         {
             let mut routes = lock(&self.routes);
             let now = (self.clock)();
-            if routes
-                .asked
-                .is_some_and(|asked| asked >= arrived || now.since(asked) < VIEW_INTERVAL)
-            {
+            if routes.asked.is_some_and(|asked| asked >= arrived || now.since(asked) < VIEW_INTERVAL) {
                 return routes.view.clone();
             }
             routes.asked = Some(now);
@@ -110,10 +107,8 @@ impl<R: Rpc> Router<R> {
             nodes.sort_by_key(|node| !is_member(known, *node));
         }
         nodes.truncate(VIEW_FANOUT);
-        let mut answers: FuturesUnordered<_> = nodes
-            .into_iter()
-            .map(|node| self.rpc.call(node, Request::View, VIEW_TIMEOUT))
-            .collect();
+        let mut answers: FuturesUnordered<_> =
+            nodes.into_iter().map(|node| self.rpc.call(node, Request::View, VIEW_TIMEOUT)).collect();
         let mut other = None;
         while let Some(answer) = answers.next().await {
             let Ok(Response::View(view)) = answer else {
@@ -164,11 +159,7 @@ impl<R: Rpc> Router<R> {
     /// The leader if it can be asked; otherwise any node that may send it on.
     pub(super) fn target(&self, view: &SwarmView, partition: PartitionId, asked: &Asked) -> Target {
         let linked = self.rpc.linked();
-        let leader = lock(&self.routes)
-            .leaders
-            .get(partition.0 as usize)
-            .copied()
-            .flatten();
+        let leader = lock(&self.routes).leaders.get(partition.0 as usize).copied().flatten();
         if let Some(leader) = leader {
             if !linked.contains(&leader) {
                 let member = view.members.iter().find(|member| member.node == leader);
@@ -181,10 +172,7 @@ impl<R: Rpc> Router<R> {
         if linked.is_empty() {
             return Target::NoLink;
         }
-        let mut pool: Vec<NodeId> = linked
-            .into_iter()
-            .filter(|node| !asked.tried.contains(node))
-            .collect();
+        let mut pool: Vec<NodeId> = linked.into_iter().filter(|node| !asked.tried.contains(node)).collect();
         narrow(&mut pool, |node| is_member(view, node));
         narrow(&mut pool, |node| !asked.silent.contains(&node));
         match pool.choose(&mut lock(&self.rng)) {

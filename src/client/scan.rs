@@ -46,11 +46,7 @@ pub(super) fn scan<R: Rpc>(
 
 impl<R: Rpc> Scan<R> {
     async fn begin(client: Client<R>, prefix: Vec<u8>) -> Result<Self, Error> {
-        let query = Query::Scan {
-            prefix: prefix.clone(),
-            after: Vec::new(),
-            limit: 1,
-        };
+        let query = Query::Scan { prefix: prefix.clone(), after: Vec::new(), limit: 1 };
         query.check()?;
         let view = client.known_view().await?;
         let limit = (HELD_ENTRIES / view.partitions.max(1)).clamp(1, MAX_SCAN_ENTRIES);
@@ -67,12 +63,7 @@ impl<R: Rpc> Scan<R> {
             .buffer_unordered(CONCURRENT_PAGES)
             .try_collect()
             .await?;
-        let mut scan = Self {
-            client,
-            prefix,
-            limit,
-            pages: BTreeMap::new(),
-        };
+        let mut scan = Self { client, prefix, limit, pages: BTreeMap::new() };
         for page in pages {
             scan.hold(page);
         }
@@ -112,10 +103,8 @@ async fn fetch<R: Rpc>(
     let query = Query::Scan { prefix, after, limit };
     match Call::new(client, Action::Scan { place, query }).run().await? {
         Outcome::Answer(Answer::Page { entries, more }) => {
-            let entries: VecDeque<_> = entries
-                .into_iter()
-                .map(|(key, entry)| (key.into_vec(), entry))
-                .collect();
+            let entries: VecDeque<_> =
+                entries.into_iter().map(|(key, entry)| (key.into_vec(), entry)).collect();
             // A page that does not go on would be asked for for ever.
             let goes_on = entries.front().is_none_or(|(first, _)| *first > last);
             if !goes_on || (more && entries.is_empty()) {

@@ -50,11 +50,7 @@ impl Window {
 
 impl Session {
     pub(super) fn new(id: SessionId) -> Self {
-        Self {
-            id,
-            windows: Mutex::default(),
-            settled: Notify::new(),
-        }
+        Self { id, windows: Mutex::default(), settled: Notify::new() }
     }
 
     /// Draws the number of a new write; waits while too many are unsettled, at most `patience`.
@@ -84,11 +80,7 @@ impl Session {
 
     fn try_begin(self: &Arc<Self>, place: Place) -> Option<InFlight> {
         let sequence = lock(&self.windows).entry(place).or_default().begin()?;
-        Some(InFlight {
-            session: Arc::clone(self),
-            place,
-            sequence,
-        })
+        Some(InFlight { session: Arc::clone(self), place, sequence })
     }
 }
 
@@ -108,26 +100,18 @@ impl InFlight {
 
     /// What the next attempt carries.
     pub(super) fn origin(&self) -> Origin {
-        let settled_below = lock(&self.session.windows)
-            .get(&self.place)
-            .map_or(0, Window::settled_below);
-        Origin {
-            session: self.session.id,
-            sequence: self.sequence,
-            settled_below,
-        }
+        let settled_below = lock(&self.session.windows).get(&self.place).map_or(0, Window::settled_below);
+        Origin { session: self.session.id, sequence: self.sequence, settled_below }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let oldest = lock(&self.session.windows)
-            .get_mut(&self.place)
-            .is_some_and(|window| {
-                let oldest = window.settled_below() == self.sequence;
-                window.unsettled.remove(&self.sequence);
-                oldest
-            });
+        let oldest = lock(&self.session.windows).get_mut(&self.place).is_some_and(|window| {
+            let oldest = window.settled_below() == self.sequence;
+            window.unsettled.remove(&self.sequence);
+            oldest
+        });
         if oldest {
             self.session.settled.notify_waiters();
         }

@@ -134,12 +134,7 @@ impl World {
 
     fn apply(&mut self, request: &Request) -> Response {
         match request {
-            Request::Write {
-                partition,
-                origin,
-                operation,
-                ..
-            } => {
+            Request::Write { partition, origin, operation, .. } => {
                 self.index += 1;
                 let command = Command {
                     time: PartitionTime(self.index),
@@ -148,12 +143,7 @@ impl World {
                 };
                 Response::Reply(self.partitions[partition.0 as usize].apply(self.index, command))
             }
-            Request::Read {
-                partition,
-                consistency,
-                query,
-                ..
-            } => Response::Answer {
+            Request::Read { partition, consistency, query, .. } => Response::Answer {
                 answer: self.partitions[partition.0 as usize].query(query),
                 stale: *consistency == Consistency::Stale,
             },
@@ -218,13 +208,7 @@ impl Rpc for Net {
             (_, Mood::Refusing(refusal)) => return Ok(Response::Refused(refusal.clone())),
             (_, Mood::Sound) => {
                 let leader = self.world().leader;
-                let stale = matches!(
-                    request,
-                    Request::Read {
-                        consistency: Consistency::Stale,
-                        ..
-                    }
-                );
+                let stale = matches!(request, Request::Read { consistency: Consistency::Stale, .. });
                 if leader != to && !stale {
                     return Ok(Response::Refused(Refusal::NotLeader { leader: Some(leader) }));
                 }
@@ -272,14 +256,7 @@ impl Rpc for Net {
 
 impl Net {
     async fn wait(&self, request: Request) -> Result<Response, RpcError> {
-        let Request::Wait {
-            partition,
-            key,
-            seen,
-            timeout_ms,
-            ..
-        } = request
-        else {
+        let Request::Wait { partition, key, seen, timeout_ms, .. } = request else {
             panic!("no wait");
         };
         for _ in 0..timeout_ms {
@@ -303,16 +280,11 @@ async fn every_operation_does_what_it_says() {
     assert_eq!(client.get("k").await, Ok(None));
     let first = client.put("k", "v").await.unwrap();
     let entry = client.get("k").await.unwrap().unwrap();
-    assert_eq!(
-        (entry.value.as_slice(), entry.version, entry.ttl_ms),
-        (&b"v"[..], first, None)
-    );
+    assert_eq!((entry.value.as_slice(), entry.version, entry.ttl_ms), (&b"v"[..], first, None));
     let second = client.compare_and_swap("k", Some(first), "w").await.unwrap();
     assert_eq!(
         client.compare_and_swap("k", Some(first), "x").await,
-        Err(Error::Conflict {
-            version: Some(second)
-        })
+        Err(Error::Conflict { version: Some(second) })
     );
     assert_eq!(client.increment("k", 1).await, Err(Error::NotAnInteger));
     assert_eq!(client.delete("k").await, Ok(true));
@@ -320,10 +292,7 @@ async fn every_operation_does_what_it_says() {
     assert_eq!(client.increment("n", 3).await, Ok(3));
     assert_eq!(client.increment("n", -1).await, Ok(2));
     assert_eq!(client.expire("k", None).await, Err(Error::NotFound));
-    client
-        .put_with_ttl("t", "v", Duration::from_nanos(1))
-        .await
-        .unwrap();
+    client.put_with_ttl("t", "v", Duration::from_nanos(1)).await.unwrap();
     assert_eq!(client.ticket().await, Ok("rt1".to_owned()));
     assert_eq!(client.leave(node(2)).await, Ok(()));
     assert_eq!(client.view().await.unwrap().partitions, PARTITIONS);
@@ -333,19 +302,9 @@ async fn every_operation_does_what_it_says() {
 async fn limits_are_checked_before_anything_is_sent() {
     let net = Net::new();
     let error = net.client().put("k", vec![0; 2 << 20]).await.unwrap_err();
-    assert!(matches!(
-        error,
-        Error::Limit(LimitError::TooLarge {
-            what: "value",
-            size: 2_097_152,
-            ..
-        })
-    ));
+    assert!(matches!(error, Error::Limit(LimitError::TooLarge { what: "value", size: 2_097_152, .. })));
     assert_eq!(error.outcome(), Outcome::NotApplied);
-    assert_eq!(
-        net.client().get("").await,
-        Err(Error::Limit(LimitError::EmptyKey))
-    );
+    assert_eq!(net.client().get("").await, Err(Error::Limit(LimitError::EmptyKey)));
     assert_eq!(net.asked(), 0);
 }
 
@@ -477,12 +436,7 @@ async fn a_side_that_knows_only_a_leader_beyond_reach_says_so_before_the_deadlin
     let elapsed = start.elapsed();
     assert!(elapsed >= 3000 * MS && elapsed < 3300 * MS, "{elapsed:?}");
     // With a link, there is hope until the deadline.
-    net.script(vec![
-        Fault::Refuse(Refusal::NotLeader {
-            leader: Some(node(3))
-        });
-        10_000
-    ]);
+    net.script(vec![Fault::Refuse(Refusal::NotLeader { leader: Some(node(3)) }); 10_000]);
     net.world().linked.push(node(1));
     let start = Instant::now();
     assert_eq!(net.client().put("k", "v").await, Err(Error::NoQuorum));
@@ -562,10 +516,7 @@ async fn a_wait_ends_with_the_change_or_with_the_deadline() {
     let (entry, version) = tokio::join!(client.wait_for_change("k", Some(seen)), write);
     assert_eq!(entry.unwrap().unwrap().version, version);
     assert!(start.elapsed() < 12_010 * MS);
-    assert_eq!(
-        client.wait_for_change("k", None).await.unwrap().unwrap().value,
-        b"w"
-    );
+    assert_eq!(client.wait_for_change("k", None).await.unwrap().unwrap().value, b"w");
 }
 
 #[tokio::test(start_paused = true)]
@@ -579,12 +530,7 @@ async fn a_scan_is_sorted_over_all_partitions_and_pages() {
     }
     client.put("b", "v").await.unwrap();
     net.script([Fault::LoseAnswer, Fault::NotSent]);
-    let found: Vec<_> = client
-        .scan("a")
-        .map_ok(|(key, _)| key)
-        .try_collect()
-        .await
-        .unwrap();
+    let found: Vec<_> = client.scan("a").map_ok(|(key, _)| key).try_collect().await.unwrap();
     let expected: Vec<_> = keys.iter().map(|key| key.clone().into_bytes()).collect();
     assert!(found == expected, "{} of {}", found.len(), expected.len());
     let none: Vec<_> = client.scan("c").try_collect().await.unwrap();
@@ -617,9 +563,7 @@ async fn under_chaos_every_write_happens_as_its_answer_says() {
             Fault::NotSent,
             Fault::Unknown,
             Fault::Refuse(Refusal::NotLeader { leader: None }),
-            Fault::Refuse(Refusal::NotLeader {
-                leader: Some(node(2)),
-            }),
+            Fault::Refuse(Refusal::NotLeader { leader: Some(node(2)) }),
             Fault::Refuse(Refusal::Overloaded),
             Fault::Refuse(Refusal::NotServing),
         ];
@@ -627,9 +571,7 @@ async fn under_chaos_every_write_happens_as_its_answer_says() {
         net.world().chaos = Some((one_in, faults, StdRng::seed_from_u64(seed)));
         net.mood(2, Mood::Forwarding);
         // Three clients, each with two tasks.
-        let clients: Vec<_> = (0..3)
-            .map(|client| net.client_drawing(seed * 10 + client))
-            .collect();
+        let clients: Vec<_> = (0..3).map(|client| net.client_drawing(seed * 10 + client)).collect();
         let tasks = (0..6).map(|task| {
             let client = clients[task / 2].with_deadline(400 * MS);
             async move {
@@ -651,9 +593,7 @@ async fn under_chaos_every_write_happens_as_its_answer_says() {
             world.chaos = None;
         }
         let entry = net.client_drawing(u64::MAX).get("n").await.unwrap();
-        let value = entry.map_or(0, |entry| {
-            String::from_utf8(entry.value).unwrap().parse().unwrap()
-        });
+        let value = entry.map_or(0, |entry| String::from_utf8(entry.value).unwrap().parse().unwrap());
         let mut sums: Vec<i64> = results.iter().flatten().copied().collect();
         let maybe = results
             .iter()
@@ -669,17 +609,10 @@ async fn under_chaos_every_write_happens_as_its_answer_says() {
         refused += results.len() - sums.len() - maybe;
         sums.sort_unstable();
         sums.dedup();
-        assert_eq!(
-            sums.len() + maybe + refused_in(&results),
-            results.len(),
-            "seed {seed}"
-        );
+        assert_eq!(sums.len() + maybe + refused_in(&results), results.len(), "seed {seed}");
     }
     // The run counts only if all of it occurred.
-    assert!(
-        ok > 1000 && unknown > 100 && refused > 0,
-        "{ok} {unknown} {refused}"
-    );
+    assert!(ok > 1000 && unknown > 100 && refused > 0, "{ok} {unknown} {refused}");
 }
 
 fn refused_in(results: &[Result<i64, Error>]) -> usize {

@@ -43,10 +43,7 @@ impl foca::Identity for Identity {
 
     /// How a member that was declared dead comes back. One that left does not want to.
     fn renew(&self) -> Option<Self> {
-        (!self.left).then(|| Self {
-            incarnation: self.incarnation.saturating_add(1),
-            ..self.clone()
-        })
+        (!self.left).then(|| Self { incarnation: self.incarnation.saturating_add(1), ..self.clone() })
     }
 
     fn addr(&self) -> NodeId {
@@ -61,34 +58,23 @@ impl foca::Identity for Identity {
 impl Identity {
     pub(super) fn new(me: Me, incarnation: u64) -> Self {
         let addresses = bounded(me.addresses);
-        Self {
-            node: me.node,
-            incarnation,
-            addresses,
-            weight: me.weight,
-            draining: false,
-            left: false,
-        }
+        Self { node: me.node, incarnation, addresses, weight: me.weight, draining: false, left: false }
     }
 
     /// One of which only the name is known: enough to send to it, never stored.
     pub(super) fn named(node: NodeId, incarnation: u64) -> Self {
-        Self {
-            node,
-            incarnation,
-            addresses: Vec::new(),
-            weight: 0,
-            draining: false,
-            left: false,
-        }
+        Self { node, incarnation, addresses: Vec::new(), weight: 0, draining: false, left: false }
+    }
+
+    /// Whether both say the same of themselves.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        let said = |identity: &Self| (identity.weight, identity.draining, identity.left);
+        self.addresses == other.addresses && said(self) == said(other)
     }
 
     fn is_within_bounds(&self) -> bool {
         self.addresses.len() <= MAX_ADDRESSES
-            && self
-                .addresses
-                .iter()
-                .all(|address| address.len() <= MAX_ADDRESS_BYTES)
+            && self.addresses.iter().all(|address| address.len() <= MAX_ADDRESS_BYTES)
     }
 }
 
@@ -165,31 +151,37 @@ impl Gossip {
             Self::Exchange { entries, .. } => {
                 let fits = entries.len() <= MAX_ENTRIES_PER_EXCHANGE
                     && entries.iter().all(|entry| entry.identity.is_within_bounds());
-                if fits {
-                    Ok(())
-                } else {
-                    Err(MembershipError::TooLong)
-                }
+                if fits { Ok(()) } else { Err(MembershipError::TooLong) }
             }
         }
     }
 }
 
-/// The sender and the members named in a SWIM packet, all of it well-formed and within bounds.
-pub(super) fn inspect(mut packet: &[u8]) -> Result<(Identity, Vec<NodeId>), MembershipError> {
+/// A SWIM packet, all of it well-formed and within bounds.
+#[derive(Debug)]
+pub(super) struct Packet {
+    pub(super) sender: Identity,
+    /// To which incarnation of the receiver it is addressed.
+    pub(super) addressed_to: u64,
+    /// All that it tells of, the sender included.
+    pub(super) named: Vec<Identity>,
+}
+
+/// Reads a SWIM packet as foca will, before foca does.
+pub(super) fn inspect(mut packet: &[u8]) -> Result<Packet, MembershipError> {
     let mut codec = PacketCodec;
     let header = foca::Codec::decode_header(&mut codec, &mut packet)?;
-    let mut named = vec![header.src.node];
+    let mut named = vec![header.src.clone()];
     if packet.len() >= 2 {
         for _ in 0..packet.get_u16() {
             let member = foca::Codec::<Identity>::decode_member(&mut codec, &mut packet)?;
-            named.push(member.id().node);
+            named.push(member.id().clone());
         }
     }
     if !packet.is_empty() {
         return Err(DecodeError::TrailingBytes(packet.len()).into());
     }
-    Ok((header.src, named))
+    Ok(Packet { sender: header.src, addressed_to: header.dst.incarnation, named })
 }
 
 /// Each item as a length of two bytes and our codec's bytes.
@@ -281,22 +273,18 @@ impl foca::Codec<Identity> for PacketCodec {
         let message = match &header.message {
             Message::Ping(number) => WireMessage::Ping(*number),
             Message::Ack(number) => WireMessage::Ack(*number),
-            Message::PingReq { target, probe_number } => WireMessage::PingReq {
-                target: target.into(),
-                number: *probe_number,
-            },
-            Message::IndirectPing { origin, probe_number } => WireMessage::IndirectPing {
-                origin: origin.into(),
-                number: *probe_number,
-            },
-            Message::IndirectAck { target, probe_number } => WireMessage::IndirectAck {
-                target: target.into(),
-                number: *probe_number,
-            },
-            Message::ForwardedAck { origin, probe_number } => WireMessage::ForwardedAck {
-                origin: origin.into(),
-                number: *probe_number,
-            },
+            Message::PingReq { target, probe_number } => {
+                WireMessage::PingReq { target: target.into(), number: *probe_number }
+            }
+            Message::IndirectPing { origin, probe_number } => {
+                WireMessage::IndirectPing { origin: origin.into(), number: *probe_number }
+            }
+            Message::IndirectAck { target, probe_number } => {
+                WireMessage::IndirectAck { target: target.into(), number: *probe_number }
+            }
+            Message::ForwardedAck { origin, probe_number } => {
+                WireMessage::ForwardedAck { origin: origin.into(), number: *probe_number }
+            }
             Message::Announce => WireMessage::Announce,
             Message::Feed => WireMessage::Feed,
             Message::Gossip => WireMessage::Gossip,
@@ -320,22 +308,18 @@ impl foca::Codec<Identity> for PacketCodec {
         let message = match header.message {
             WireMessage::Ping(number) => Message::Ping(number),
             WireMessage::Ack(number) => Message::Ack(number),
-            WireMessage::PingReq { target, number } => Message::PingReq {
-                target: target.into(),
-                probe_number: number,
-            },
-            WireMessage::IndirectPing { origin, number } => Message::IndirectPing {
-                origin: origin.into(),
-                probe_number: number,
-            },
-            WireMessage::IndirectAck { target, number } => Message::IndirectAck {
-                target: target.into(),
-                probe_number: number,
-            },
-            WireMessage::ForwardedAck { origin, number } => Message::ForwardedAck {
-                origin: origin.into(),
-                probe_number: number,
-            },
+            WireMessage::PingReq { target, number } => {
+                Message::PingReq { target: target.into(), probe_number: number }
+            }
+            WireMessage::IndirectPing { origin, number } => {
+                Message::IndirectPing { origin: origin.into(), probe_number: number }
+            }
+            WireMessage::IndirectAck { target, number } => {
+                Message::IndirectAck { target: target.into(), probe_number: number }
+            }
+            WireMessage::ForwardedAck { origin, number } => {
+                Message::ForwardedAck { origin: origin.into(), probe_number: number }
+            }
             WireMessage::Announce => Message::Announce,
             WireMessage::Feed => Message::Feed,
             WireMessage::Gossip => Message::Gossip,
@@ -367,11 +351,7 @@ impl foca::Codec<Identity> for PacketCodec {
         if !member.identity.is_within_bounds() {
             return Err(PacketError::TooLong);
         }
-        Ok(foca::Member::new(
-            member.identity,
-            member.refutation,
-            member.standing.into(),
-        ))
+        Ok(foca::Member::new(member.identity, member.refutation, member.standing.into()))
     }
 }
 

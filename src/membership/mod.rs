@@ -8,10 +8,12 @@
 //! **Method.** SWIM with suspicion (A. Das, I. Gupta, A. Motivala, "SWIM: Scalable Weakly-consistent
 //! Infection-style Process Group Membership Protocol", 2002), as implemented by the crate `foca`, which knows
 //! neither sockets nor clocks. Around it, as experience with it taught:
-//! - *Exchange*: each new link, and every 30 s one random member, is sent all that we know, dead members
-//!   included, and answers alike. Gossip alone tells a change a limited number of times, and whoever is cut off
+//! - *Exchange*: on each new link, and every 30 s with one random member, both sides tell all they know, dead
+//!   members included. Gossip alone tells a change a limited number of times, and whoever is cut off
 //!   meanwhile never hears of it. A linked node that we do not know as alive is sent it each second: this joins
 //!   newcomers, and tells those wrongly declared dead, who then refute it.
+//! - *Links*: a broken link that is not soon back is a suspicion, as if a probe had failed. A crash breaks the
+//!   links to all peers at once, so the time until it is noticed does not depend on who happens to be probed.
 //! - *Identity*: what gossips is (node, incarnation) with its addresses, weight, and whether it is draining or
 //!   has left. What a member says of itself changes under a new incarnation, and the highest one wins. So do
 //!   those who refute their death: **incarnations rise at any time; key on [`NodeId`]**.
@@ -121,7 +123,8 @@ pub struct MembershipConfig {
     /// suspected by anyone is about one and a half of it.
     pub probe_period: Duration,
     /// How long to wait for the answer of a probed member before others are asked to probe it. Well above the
-    /// longest usual round trip; below `probe_period`.
+    /// longest usual round trip; below `probe_period`. Also how long a broken link has to come back before its
+    /// other end is suspected.
     pub probe_rtt: Duration,
     /// How long a suspected member has to refute it before it is declared dead. Long enough for the news to get
     /// there and back over a loaded machine.

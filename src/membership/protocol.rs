@@ -55,6 +55,10 @@ pub struct Membership {
     /// are at most `MAX_DEPARTED` after each deadline.
     records: BTreeMap<NodeId, Record>,
     links: BTreeSet<NodeId>,
+    /// Members whose link broke, and when to suspect them unless it is back.
+    lost: BTreeMap<NodeId, Timestamp>,
+    /// Members that we suspect for their link: when to declare which incarnation and refutation of them dead.
+    on_notice: BTreeMap<NodeId, (Timestamp, u64, u16)>,
     /// foca's timers, in order; the number keeps equal moments apart.
     timers: BTreeMap<(Timestamp, u64), Timer<Identity>>,
     timers_set: u64,
@@ -97,16 +101,13 @@ impl Membership {
         let identity = Identity::new(me, incarnation);
         let mut this = Self {
             me: identity.node,
-            foca: Foca::new(
-                identity,
-                swim_config(&config),
-                StdRng::from_rng(&mut rng),
-                PacketCodec,
-            ),
+            foca: Foca::new(identity, swim_config(&config), StdRng::from_rng(&mut rng), PacketCodec),
             effects: Effects::default(),
             rng,
             records: BTreeMap::new(),
             links: BTreeSet::new(),
+            lost: BTreeMap::new(),
+            on_notice: BTreeMap::new(),
             timers: BTreeMap::new(),
             timers_set: 0,
             next_announce: now + config.announce_period,
@@ -116,6 +117,11 @@ impl Membership {
         };
         this.settle(&BTreeMap::new(), now);
         this
+    }
+
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.me
     }
 
     /// All known members, this node included, and those that left or died lately. By node.
@@ -138,26 +144,33 @@ impl Membership {
         if self.has_left() {
             return Timestamp::NEVER;
         }
-        let swim = self
-            .timers
-            .first_key_value()
-            .map_or(Timestamp::NEVER, |((at, _), _)| *at);
-        swim.min(self.next_announce).min(self.next_exchange)
+        let swim = self.timers.first_key_value().map_or(Timestamp::NEVER, |((at, _), _)| *at);
+        let lost = self.lost.values().copied();
+        let on_notice = self.on_notice.values().map(|(at, _, _)| *at);
+        let links = lost.chain(on_notice).min().unwrap_or(Timestamp::NEVER);
+        swim.min(links).min(self.next_announce).min(self.next_exchange)
     }
 
-    /// There is a link to `node`: tells it all we know.
+    /// There is a link to `node`, a member (or one to be) of our swarm and no visitor: tells it all we know, and
+    /// goes on each second until it is known as alive.
     pub fn link_up(&mut self, node: NodeId, now: Timestamp) {
         if node == self.me {
             return;
         }
         self.links.insert(node);
+        self.lost.remove(&node);
         self.introduce(node, now);
         self.settle(&BTreeMap::new(), now);
     }
 
-    /// There is no link to `node` any more. This alone makes nobody suspect: others may still reach it.
-    pub fn link_down(&mut self, node: NodeId, _now: Timestamp) {
+    /// There is no link to `node` any more, which makes it suspect unless the link is soon back: a crash is
+    /// known to all peers by their broken links before the first probe fails. Who lives refutes it through
+    /// others.
+    pub fn link_down(&mut self, node: NodeId, now: Timestamp) {
         self.links.remove(&node);
+        if self.is_present(node) && node != self.me {
+            self.lost.entry(node).or_insert(now + self.config.probe_rtt);
+        }
     }
 
     /// Says something new of this node to all.
@@ -168,12 +181,7 @@ impl Membership {
             return;
         }
         let incarnation = me.incarnation.saturating_add(1);
-        let me = Identity {
-            incarnation,
-            addresses,
-            draining,
-            ..me.clone()
-        };
+        let me = Identity { incarnation, addresses, draining, ..me.clone() };
         self.become_identity(me);
         self.settle(&BTreeMap::new(), now);
     }
@@ -186,19 +194,12 @@ impl Membership {
         }
         let me = self.foca.identity();
         let incarnation = me.incarnation.saturating_add(1);
-        self.become_identity(Identity {
-            incarnation,
-            left: true,
-            ..me.clone()
-        });
+        self.become_identity(Identity { incarnation, left: true, ..me.clone() });
         let result = self.foca.leave_cluster(&mut self.effects);
         log_refused("leave", result);
-        let present: Vec<NodeId> = self.others_present().collect();
-        for node in present
-            .into_iter()
-            .filter(|node| !self.links.contains(node))
-            .collect::<Vec<_>>()
-        {
+        // Linked nodes are told of every new identity, see `settle`.
+        let unlinked: Vec<NodeId> = self.others_present().filter(|node| !self.links.contains(node)).collect();
+        for node in unlinked {
             self.send_exchange(node, &[self.entry_of_me()], false);
         }
         self.settle(&BTreeMap::new(), now);
@@ -222,10 +223,7 @@ impl Membership {
             return Err(MembershipError::Version);
         };
         if from == self.me {
-            return Err(MembershipError::NotTheSender {
-                claimed: self.me,
-                from,
-            });
+            return Err(MembershipError::NotTheSender { claimed: self.me, from });
         }
         let gossip: Gossip = codec::decode(body)?;
         gossip.check_bounds()?;
@@ -249,18 +247,16 @@ impl Membership {
             // The timers that this set come after those that are due, not before.
             self.settle(&BTreeMap::new(), now);
         }
+        self.suspect_lost(now);
         if self.next_announce <= now {
             self.next_announce = now + self.config.announce_period;
             self.forget_departed(now);
-            let unknown: Vec<NodeId> = self
-                .links
-                .iter()
-                .copied()
-                .filter(|node| !self.is_present(*node))
-                .collect();
+            let unknown: Vec<NodeId> =
+                self.links.iter().copied().filter(|node| !self.is_present(*node)).collect();
             for node in unknown {
                 self.introduce(node, now);
             }
+            self.question_suspects(now);
         }
         if self.next_exchange <= now {
             self.next_exchange = now + self.config.exchange_period;
@@ -273,18 +269,75 @@ impl Membership {
         self.settle(&BTreeMap::new(), now);
     }
 
-    fn handle_packet(&mut self, from: NodeId, packet: &[u8], now: Timestamp) -> Result<(), MembershipError> {
-        let (sender, named) = identity::inspect(packet)?;
-        if sender.node != from {
-            return Err(MembershipError::NotTheSender {
-                claimed: sender.node,
-                from,
-            });
+    /// Suspects those whose link did not come back, and declares dead those who did not refute it. foca does
+    /// the same to those who do not answer its probes, and lets nobody else start it.
+    fn suspect_lost(&mut self, now: Timestamp) {
+        let due: Vec<NodeId> =
+            self.lost.iter().filter(|(_, at)| **at <= now).map(|(node, _)| *node).collect();
+        for node in due {
+            self.lost.remove(&node);
+            let member = self.foca.iter_members().find(|member| member.id().node == node);
+            if let Some((identity, refutation)) =
+                member.map(|member| (member.id().clone(), member.incarnation()))
+            {
+                let notice = (now + self.config.suspect_after, identity.incarnation, refutation);
+                self.on_notice.insert(node, notice);
+                self.judge(foca::Member::new(identity, refutation, foca::State::Suspect));
+            }
         }
-        self.check_room(named)?;
+        let due: Vec<NodeId> =
+            self.on_notice.iter().filter(|(_, (at, _, _))| *at <= now).map(|(node, _)| *node).collect();
+        for node in due {
+            let Some((_, incarnation, refutation)) = self.on_notice.remove(&node) else {
+                continue;
+            };
+            let unrefuted = self.foca.iter_members().find(|member| {
+                *member.id() == Identity::named(node, incarnation)
+                    && member.incarnation() == refutation
+                    && member.state() == foca::State::Suspect
+            });
+            if let Some(identity) = unrefuted.map(|member| member.id().clone()) {
+                self.judge(foca::Member::new(identity, refutation, foca::State::Down));
+            }
+        }
+    }
+
+    /// Tells those whom we suspect, so that they can refute it: gossip is not bound to reach them, and foca
+    /// waits for its own suspicions only. The answer to an announcement carries the refutation.
+    fn question_suspects(&mut self, now: Timestamp) {
+        let suspects: Vec<foca::Member<Identity>> = self
+            .foca
+            .iter_members()
+            .filter(|member| member.state() == foca::State::Suspect)
+            .cloned()
+            .collect();
+        for suspect in suspects {
+            let entry = self.entry_of(&suspect, now);
+            self.send_exchange(suspect.id().node, &[entry], false);
+            let result = self.foca.announce(suspect.id().clone(), &mut self.effects);
+            log_refused("question", result);
+        }
+    }
+
+    fn judge(&mut self, update: foca::Member<Identity>) {
+        let result = self.foca.apply_many(std::iter::once(update), true, &mut self.effects);
+        log_refused("link", result);
+    }
+
+    fn handle_packet(&mut self, from: NodeId, packet: &[u8], now: Timestamp) -> Result<(), MembershipError> {
+        let packet_read = identity::inspect(packet)?;
+        let claimed = packet_read.sender.node;
+        if claimed != from {
+            return Err(MembershipError::NotTheSender { claimed, from });
+        }
+        self.check_room(&packet_read.named)?;
         if self.has_left() {
             return Ok(());
         }
+        if packet_read.addressed_to > self.foca.identity().incarnation {
+            self.outbid(packet_read.addressed_to);
+        }
+        self.outbid_rumours(&packet_read.named);
         let result = self.foca.handle_data(packet, &mut self.effects);
         self.settle(&BTreeMap::new(), now);
         result.map_err(|error| MembershipError::Protocol(error.to_string()))
@@ -297,31 +350,27 @@ impl Membership {
         reply: bool,
         now: Timestamp,
     ) -> Result<(), MembershipError> {
-        self.check_room(entries.iter().map(|entry| entry.identity.node))?;
+        let named: Vec<Identity> = entries.iter().map(|entry| entry.identity.clone()).collect();
+        self.check_room(&named)?;
         if self.has_left() {
             // It may have missed it.
             self.send_exchange(from, &[self.entry_of_me()], false);
             return Ok(());
         }
+        self.outbid_rumours(&named);
+        self.contradict(from, &named, now);
         let remember =
             |entry: &Entry| Duration::from_millis(entry.remember_ms).min(self.config.remember_departed);
         let down = |entry: &&Entry| entry.standing == Standing::Down;
-        let forget_at: BTreeMap<NodeId, Timestamp> = entries
-            .iter()
-            .filter(down)
-            .map(|entry| (entry.identity.node, now + remember(entry)))
-            .collect();
+        let forget_at: BTreeMap<NodeId, Timestamp> =
+            entries.iter().filter(down).map(|entry| (entry.identity.node, now + remember(entry))).collect();
         let worth_telling = self.config.remember_departed.saturating_sub(FRESH);
-        let (old, news): (Vec<&Entry>, Vec<&Entry>) = entries
-            .iter()
-            .partition(|entry| down(entry) && remember(entry) < worth_telling);
+        let (old, news): (Vec<&Entry>, Vec<&Entry>) =
+            entries.iter().partition(|entry| down(entry) && remember(entry) < worth_telling);
         let news = news.into_iter().map(Entry::to_update);
         let result = self.foca.apply_many(news, true, &mut self.effects);
         log_refused("exchange", result);
-        let old = old
-            .into_iter()
-            .filter(|entry| entry.remember_ms > 0)
-            .map(Entry::to_update);
+        let old = old.into_iter().filter(|entry| entry.remember_ms > 0).map(Entry::to_update);
         let result = self.foca.apply_many(old, false, &mut self.effects);
         log_refused("exchange", result);
         self.settle(&forget_at, now);
@@ -332,11 +381,9 @@ impl Membership {
     }
 
     /// Refuses a message that names more new members than there is room for.
-    fn check_room(&self, named: impl IntoIterator<Item = NodeId>) -> Result<(), MembershipError> {
-        let new: BTreeSet<NodeId> = named
-            .into_iter()
-            .filter(|node| !self.records.contains_key(node))
-            .collect();
+    fn check_room(&self, named: &[Identity]) -> Result<(), MembershipError> {
+        let nodes = named.iter().map(|identity| identity.node);
+        let new: BTreeSet<NodeId> = nodes.filter(|node| !self.records.contains_key(node)).collect();
         if self.records.len() + new.len() > MAX_MEMBERS {
             return Err(MembershipError::TooManyMembers);
         }
@@ -379,33 +426,25 @@ impl Membership {
             identity: self.foca.identity().clone(),
             // The lowest, as foca does not tell the present one; it travels on every packet.
             refutation: 0,
-            standing: if self.has_left() {
-                Standing::Down
-            } else {
-                Standing::Alive
-            },
+            standing: if self.has_left() { Standing::Down } else { Standing::Alive },
             remember_ms: as_millis(self.config.remember_departed),
         }
     }
 
+    fn entry_of(&self, member: &foca::Member<Identity>, now: Timestamp) -> Entry {
+        let forget_at = self.records.get(&member.id().node).map_or(now, |record| record.forget_at);
+        Entry {
+            identity: member.id().clone(),
+            refutation: member.incarnation(),
+            standing: member.state().into(),
+            remember_ms: as_millis(forget_at.since(now)),
+        }
+    }
+
     fn all_entries(&self, now: Timestamp) -> Vec<Entry> {
-        let others = self
-            .foca
-            .iter_membership_state()
-            .filter(|member| member.id().node != self.me);
+        let others = self.foca.iter_membership_state().filter(|member| member.id().node != self.me);
         let mut entries = vec![self.entry_of_me()];
-        entries.extend(others.map(|member| {
-            let forget_at = self
-                .records
-                .get(&member.id().node)
-                .map_or(now, |record| record.forget_at);
-            Entry {
-                identity: member.id().clone(),
-                refutation: member.incarnation(),
-                standing: member.state().into(),
-                remember_ms: as_millis(forget_at.since(now)),
-            }
-        }));
+        entries.extend(others.map(|member| self.entry_of(member, now)));
         entries
     }
 
@@ -414,13 +453,7 @@ impl Membership {
         let last = parts.len().saturating_sub(1);
         for (part, entries) in parts.enumerate() {
             let reply = reply && part == last;
-            self.send(
-                to,
-                &Gossip::Exchange {
-                    entries: entries.to_vec(),
-                    reply,
-                },
-            );
+            self.send(to, &Gossip::Exchange { entries: entries.to_vec(), reply });
         }
     }
 
@@ -434,7 +467,7 @@ impl Membership {
     /// After each input to foca: carries its effects out and takes over what it knows. `forget_at`: of members
     /// that may just have been learned as departed, when to forget them.
     fn settle(&mut self, forget_at: &BTreeMap<NodeId, Timestamp>, now: Timestamp) {
-        self.outbid_rumours();
+        self.drop_rumours();
         let known = self.member(self.me).map(|member| member.incarnation);
         if known != Some(self.foca.identity().incarnation) {
             // foca waits for a message to its new identity before it probes again; the members it knows are
@@ -455,25 +488,47 @@ impl Membership {
         self.take_over(forget_at, now);
     }
 
-    /// Somebody speaks of an incarnation of this node that is not its present one. A higher one (of an earlier
-    /// life, or a lie) would win over us everywhere: go above it.
-    fn outbid_rumours(&mut self) {
-        let rumoured: Vec<u64> = self
+    /// Others may believe in an incarnation of this node that is above its present one, or in the same one
+    /// saying something else: of an earlier life, or a lie. It would win over us everywhere, so go above it.
+    fn outbid_rumours(&mut self, named: &[Identity]) {
+        let node = self.me;
+        for rumour in named.iter().filter(|identity| identity.node == node) {
+            let me = self.foca.identity();
+            let above = rumour.incarnation > me.incarnation;
+            if above || (rumour == me && !rumour.says_the_same(me)) {
+                self.outbid(rumour.incarnation);
+            }
+        }
+    }
+
+    fn outbid(&mut self, incarnation: u64) {
+        let incarnation = incarnation.saturating_add(1);
+        self.become_identity(Identity { incarnation, ..self.foca.identity().clone() });
+    }
+
+    /// If we know another meaning of the incarnation that `from` has, tell it: only it can settle this, by
+    /// taking a higher one.
+    fn contradict(&mut self, from: NodeId, named: &[Identity], now: Timestamp) {
+        let Some(said) = named.iter().find(|identity| identity.node == from) else {
+            return;
+        };
+        let known = self.foca.iter_membership_state().find(|member| member.id() == said);
+        if let Some(known) = known.filter(|member| !member.id().says_the_same(said)) {
+            let entry = self.entry_of(known, now);
+            self.send_exchange(from, &[entry], false);
+        }
+    }
+
+    /// foca takes rumours about us for members; they are not.
+    fn drop_rumours(&mut self) {
+        let rumours: Vec<Identity> = self
             .foca
             .iter_membership_state()
             .filter(|member| member.id().node == self.me)
-            .map(|member| member.id().incarnation)
+            .map(|member| member.id().clone())
             .collect();
-        for incarnation in rumoured {
-            let me = self.foca.identity();
-            if incarnation > me.incarnation && !me.left {
-                self.become_identity(Identity {
-                    incarnation: incarnation.saturating_add(1),
-                    ..me.clone()
-                });
-            }
-            let rumour = Timer::RemoveDown(Identity::named(self.me, incarnation));
-            let result = self.foca.handle_timer(rumour, &mut self.effects);
+        for rumour in rumours {
+            let result = self.foca.handle_timer(Timer::RemoveDown(rumour), &mut self.effects);
             log_refused("rumour", result);
         }
     }
@@ -481,19 +536,9 @@ impl Membership {
     /// Brings our records to what foca knows, and reports what changed.
     fn take_over(&mut self, forget_at: &BTreeMap<NodeId, Timestamp>, now: Timestamp) {
         let me = self.foca.identity();
-        let mine = (
-            me,
-            if me.left {
-                MemberState::Left
-            } else {
-                MemberState::Alive
-            },
-        );
-        let others = self
-            .foca
-            .iter_membership_state()
-            .filter(|member| member.id().node != self.me)
-            .map(|member| {
+        let mine = (me, if me.left { MemberState::Left } else { MemberState::Alive });
+        let others =
+            self.foca.iter_membership_state().filter(|member| member.id().node != self.me).map(|member| {
                 let state = match member.state() {
                     _ if member.id().left => MemberState::Left,
                     foca::State::Alive => MemberState::Alive,
@@ -519,32 +564,20 @@ impl Membership {
                 weight: identity.weight,
                 draining: identity.draining,
                 state,
-                since: previous
-                    .filter(|member| member.state == state)
-                    .map_or(now, |member| member.since),
+                since: previous.filter(|member| member.state == state).map_or(now, |member| member.since),
             };
             let says_the_same = previous.is_some_and(|previous| {
-                (
-                    &previous.addresses,
-                    previous.weight,
-                    previous.draining,
-                    previous.state,
-                ) == (&member.addresses, member.weight, member.draining, member.state)
+                (&previous.addresses, previous.weight, previous.draining, previous.state)
+                    == (&member.addresses, member.weight, member.draining, member.state)
             });
             let was_departed = before.is_some_and(|state| !state.is_present());
             let forget_at = match self.records.get(&identity.node) {
                 _ if state.is_present() => Timestamp::NEVER,
                 Some(record) if was_departed => record.forget_at,
-                _ => forget_at
-                    .get(&identity.node)
-                    .copied()
-                    .unwrap_or(now + self.config.remember_departed),
+                _ => forget_at.get(&identity.node).copied().unwrap_or(now + self.config.remember_departed),
             };
             if !says_the_same {
-                self.outputs.push_back(Output::Changed(Change {
-                    member: member.clone(),
-                    before,
-                }));
+                self.outputs.push_back(Output::Changed(Change { member: member.clone(), before }));
             }
             self.records.insert(identity.node, Record { member, forget_at });
         }
@@ -597,10 +630,7 @@ fn swim_config(config: &MembershipConfig) -> foca::Config {
         // Exchanges do that.
         periodic_announce: None,
         periodic_announce_to_down_members: None,
-        periodic_gossip: Some(PeriodicParams {
-            frequency: config.gossip_period,
-            num_members: FANOUT,
-        }),
+        periodic_gossip: Some(PeriodicParams { frequency: config.gossip_period, num_members: FANOUT }),
     }
 }
 

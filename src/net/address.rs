@@ -12,10 +12,7 @@ const MAX_ADDRESS_BYTES: usize = 512;
 
 /// Reads an address to dial. Returns it as a TCP multiaddress, perhaps with a `/p2p/...` behind it.
 pub(super) fn parse(text: &str) -> Result<Multiaddr, AddressError> {
-    let error = |why| AddressError {
-        address: text.chars().take(100).collect(),
-        why,
-    };
+    let error = |why| AddressError { address: text.chars().take(100).collect(), why };
     let address = parse_any(text, DEFAULT_PORT).map_err(error)?;
     let mut parts = address.iter();
     let dialable = match parts.next() {
@@ -24,9 +21,7 @@ pub(super) fn parse(text: &str) -> Result<Multiaddr, AddressError> {
         _ => true,
     };
     if !dialable {
-        return Err(error(
-            "this address means \"all interfaces\" and cannot be dialled",
-        ));
+        return Err(error("this address means \"all interfaces\" and cannot be dialled"));
     }
     if matches!(parts.next(), Some(Protocol::Tcp(0))) {
         return Err(error("port 0 cannot be dialled"));
@@ -36,10 +31,7 @@ pub(super) fn parse(text: &str) -> Result<Multiaddr, AddressError> {
 
 /// Reads an address to listen at: an IP address, with a port or without.
 pub(super) fn parse_listen(text: &str) -> Result<(IpAddr, Option<u16>), AddressError> {
-    let error = |why| AddressError {
-        address: text.chars().take(100).collect(),
-        why,
-    };
+    let error = |why| AddressError { address: text.chars().take(100).collect(), why };
     let text = text.trim();
     if let Ok(ip) = text.trim_matches(['[', ']']).parse() {
         return Ok((ip, None));
@@ -47,9 +39,8 @@ pub(super) fn parse_listen(text: &str) -> Result<(IpAddr, Option<u16>), AddressE
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok((address.ip(), Some(address.port())));
     }
-    let address: Multiaddr = text
-        .parse()
-        .map_err(|_| error("expected an IP address, with a port or without"))?;
+    let address: Multiaddr =
+        text.parse().map_err(|_| error("expected an IP address, with a port or without"))?;
     let parts: Vec<_> = address.iter().collect();
     match parts[..] {
         [Protocol::Ip4(ip)] => Ok((ip.into(), None)),
@@ -67,10 +58,7 @@ pub(super) fn tcp(ip: IpAddr, port: u16) -> Multiaddr {
 
 /// The address without what names the peer.
 pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
-    address
-        .iter()
-        .filter(|part| !matches!(part, Protocol::P2p(_)))
-        .collect()
+    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
 }
 
 fn parse_any(text: &str, default_port: u16) -> Result<Multiaddr, &'static str> {
@@ -95,22 +83,15 @@ fn parse_any(text: &str, default_port: u16) -> Result<Multiaddr, &'static str> {
     }
     let (host, port) = match text.rsplit_once(':') {
         None => (text, default_port),
-        Some((host, port)) => (
-            host,
-            port.parse().map_err(|_| "the port is not a number up to 65535")?,
-        ),
+        Some((host, port)) => (host, port.parse().map_err(|_| "the port is not a number up to 65535")?),
     };
     let is_name = !host.is_empty()
-        && host
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
         && !host.chars().all(|c| c.is_ascii_digit() || c == '.');
     if !is_name {
         return Err("expected host:port, ip:port or a multiaddress such as /ip4/192.168.1.7/tcp/7400");
     }
-    Ok(Multiaddr::empty()
-        .with(Protocol::Dns(host.into()))
-        .with(Protocol::Tcp(port)))
+    Ok(Multiaddr::empty().with(Protocol::Dns(host.into())).with(Protocol::Tcp(port)))
 }
 
 fn parse_multiaddr(text: &str) -> Result<Multiaddr, &'static str> {
@@ -180,18 +161,9 @@ mod tests {
 
     #[test]
     fn listen_addresses_have_a_port_or_not() {
-        assert_eq!(
-            parse_listen("0.0.0.0").unwrap(),
-            (Ipv4Addr::UNSPECIFIED.into(), None)
-        );
-        assert_eq!(
-            parse_listen("/ip4/127.0.0.1/tcp/0").unwrap(),
-            (Ipv4Addr::LOCALHOST.into(), Some(0))
-        );
-        assert_eq!(
-            parse_listen("[::1]:9").unwrap(),
-            (Ipv6Addr::LOCALHOST.into(), Some(9))
-        );
+        assert_eq!(parse_listen("0.0.0.0").unwrap(), (Ipv4Addr::UNSPECIFIED.into(), None));
+        assert_eq!(parse_listen("/ip4/127.0.0.1/tcp/0").unwrap(), (Ipv4Addr::LOCALHOST.into(), Some(0)));
+        assert_eq!(parse_listen("[::1]:9").unwrap(), (Ipv6Addr::LOCALHOST.into(), Some(9)));
         assert!(parse_listen("host:1").is_err());
     }
 

@@ -112,13 +112,8 @@ where
     let length = usize::from(u16::from_le_bytes([low, high]));
     if version != us.version {
         // Read past it, so that closing does not discard what we sent.
-        stream
-            .read_exact(&mut vec![0; length.min(MAX_HELLO_BYTES)])
-            .await?;
-        return Err(AdmissionError::OtherVersion {
-            ours: us.version,
-            theirs: version,
-        });
+        stream.read_exact(&mut vec![0; length.min(MAX_HELLO_BYTES)]).await?;
+        return Err(AdmissionError::OtherVersion { ours: us.version, theirs: version });
     }
     if length != HELLO_BYTES {
         return Err(AdmissionError::NotRoundtable);
@@ -138,16 +133,10 @@ where
     stream.flush().await?;
     let mut their_proof = [0; 32];
     stream.read_exact(&mut their_proof).await?;
-    if mac(us.secret.as_ref(), theirs, ours)
-        .verify_slice(&their_proof)
-        .is_err()
-    {
+    if mac(us.secret.as_ref(), theirs, ours).verify_slice(&their_proof).is_err() {
         return Ok(Err(Verdict::WrongSecret));
     }
-    Ok(Ok(Peer {
-        role: their_role,
-        instance,
-    }))
+    Ok(Ok(Peer { role: their_role, instance }))
 }
 
 /// Sends our verdict and hears theirs.
@@ -231,14 +220,8 @@ mod tests {
         b.version = 9;
         let (left, right) = meet(&a, &b, a.node).await;
         let (left, right) = (left.unwrap_err().to_string(), right.unwrap_err().to_string());
-        assert_eq!(
-            left,
-            "it speaks protocol version 9, this program speaks version 1"
-        );
-        assert_eq!(
-            right,
-            "it speaks protocol version 1, this program speaks version 9"
-        );
+        assert_eq!(left, "it speaks protocol version 9, this program speaks version 1");
+        assert_eq!(right, "it speaks protocol version 1, this program speaks version 9");
     }
 
     #[tokio::test]

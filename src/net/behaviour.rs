@@ -49,10 +49,7 @@ impl Behaviour {
         Self {
             limits: connection_limits::Behaviour::new(limits),
             mdns: mdns.into(),
-            channels: Channels {
-                deadline,
-                events: VecDeque::new(),
-            },
+            channels: Channels { deadline, events: VecDeque::new() },
         }
     }
 }
@@ -112,10 +109,7 @@ impl NetworkBehaviour for Channels {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(
-            vec![Channel::Messages, Channel::Requests],
-            self.deadline,
-        ))
+        Ok(Handler::new(vec![Channel::Messages, Channel::Requests], self.deadline))
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -204,14 +198,12 @@ impl ConnectionHandler for Handler {
                 if self.failure.is_none() && self.deadline.as_mut().poll(cx).is_ready() {
                     self.failure = Some("it was silent after the handshake".to_owned());
                 }
-                match self.failure.take() {
-                    Some(failure) => Err(failure),
-                    None => {
-                        self.requests = requests;
-                        self.messages = messages;
-                        return Poll::Pending;
-                    }
-                }
+                let Some(failure) = self.failure.take() else {
+                    self.requests = requests;
+                    self.messages = messages;
+                    return Poll::Pending;
+                };
+                Err(failure)
             }
         };
         self.done = true;
@@ -257,18 +249,12 @@ impl UpgradeInfo for Offer {
 
     fn protocol_info(&self) -> Self::InfoIter {
         let offered = |channel| (self.0.is_none() || self.0 == Some(channel)).then(|| channel.protocol());
-        [offered(Channel::Requests), offered(Channel::Messages)]
-            .into_iter()
-            .flatten()
+        [offered(Channel::Requests), offered(Channel::Messages)].into_iter().flatten()
     }
 }
 
 fn named(protocol: &StreamProtocol) -> Channel {
-    if *protocol == Channel::Requests.protocol() {
-        Channel::Requests
-    } else {
-        Channel::Messages
-    }
+    if *protocol == Channel::Requests.protocol() { Channel::Requests } else { Channel::Messages }
 }
 
 impl InboundUpgrade<Stream> for Offer {

@@ -30,6 +30,8 @@ const LARGER_WAITS: Duration = Duration::from_millis(500);
 const WANT_LASTS: Duration = Duration::from_secs(10);
 /// Most wishes in the book; per node.
 const MAX_WISHES: usize = 4096;
+/// Most wishes that only discovery made: whoever floods it must not crowd out the others.
+const MAX_HINTED: usize = 1024;
 /// Most addresses per wish.
 const MAX_ADDRESSES: usize = 16;
 
@@ -84,12 +86,7 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn new(us: NodeId, seed: u64) -> Self {
-        Self {
-            us,
-            rng: StdRng::seed_from_u64(seed),
-            wishes: BTreeMap::new(),
-            linked: BTreeSet::new(),
-        }
+        Self { us, rng: StdRng::seed_from_u64(seed), wishes: BTreeMap::new(), linked: BTreeSet::new() }
     }
 
     /// Keeps a link to `node` from now on.
@@ -113,11 +110,7 @@ impl Book {
                 wish.set_addresses(addresses);
             }
             // A wish that is failing keeps its backoff: callers may ask as often as they like.
-            let soon = if wish.failures == 0 {
-                now
-            } else {
-                now + MAX_BACKOFF
-            };
+            let soon = if wish.failures == 0 { now } else { now + MAX_BACKOFF };
             wish.dial_by(soon);
         }
     }
@@ -149,6 +142,10 @@ impl Book {
     /// Discovery says that `node` may be found at `address`.
     pub(super) fn hint(&mut self, node: NodeId, address: Multiaddr, now: Instant) {
         if node == self.us {
+            return;
+        }
+        let is_new = !self.wishes.contains_key(&Target::Node(node));
+        if is_new && self.wishes.values().filter(|wish| !wish.hints.is_empty()).count() >= MAX_HINTED {
             return;
         }
         let first = self.first_dial(node, now);
@@ -207,11 +204,7 @@ impl Book {
         if let Some(wish) = self.wishes.get_mut(target) {
             wish.dialling = false;
             wish.strange = failure == Failure::Stranger;
-            let most = if wish.strange && !wish.kept {
-                MAX_STRANGER_BACKOFF
-            } else {
-                MAX_BACKOFF
-            };
+            let most = if wish.strange && !wish.kept { MAX_STRANGER_BACKOFF } else { MAX_BACKOFF };
             let backoff = (FIRST_BACKOFF * 2u32.saturating_pow(wish.failures.min(16))).min(most);
             wish.failures += 1;
             wish.next_dial = Some(now + backoff.mul_f64(jitter));
@@ -230,12 +223,7 @@ impl Book {
                 continue;
             }
             let mut addresses = wish.addresses.clone();
-            addresses.extend(
-                wish.hints
-                    .iter()
-                    .filter(|hint| !wish.addresses.contains(hint))
-                    .cloned(),
-            );
+            addresses.extend(wish.hints.iter().filter(|hint| !wish.addresses.contains(hint)).cloned());
             wish.next_dial = None;
             if !addresses.is_empty() {
                 wish.dialling = true;
@@ -295,7 +283,7 @@ mod tests {
     }
 
     fn start() -> Instant {
-        Instant::from_std(tokio::time::Instant::now().into_std())
+        Instant::now()
     }
 
     #[test]

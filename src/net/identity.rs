@@ -21,12 +21,13 @@ pub struct Identity {
 impl Identity {
     /// A new node.
     pub fn generate() -> Self {
-        Self {
-            pair: ed25519::Keypair::generate(),
-        }
+        Self { pair: ed25519::Keypair::generate() }
     }
 
     /// The identity with these 32 secret bytes, as [`to_bytes`](Self::to_bytes) gave them.
+    ///
+    /// # Panics
+    /// Never: every 32 bytes are an Ed25519 secret key.
     pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
         let secret =
             ed25519::SecretKey::try_from_bytes(&mut bytes).expect("every 32 bytes are an Ed25519 secret key");
@@ -88,10 +89,7 @@ impl Secret {
     /// # Errors
     /// If the file cannot be read or holds no secret.
     pub fn from_file(path: &Path) -> Result<Self, SecretError> {
-        let io = |source| SecretError::File {
-            path: path.display().to_string(),
-            source,
-        };
+        let io = |source| SecretError::File { path: path.display().to_string(), source };
         if std::fs::metadata(path).map_err(io)?.len() > MAX_SECRET_FILE_BYTES {
             return Err(SecretError::Malformed);
         }
@@ -175,16 +173,10 @@ mod tests {
         let identity = Identity::generate();
         let copy = Identity::from_bytes(identity.to_bytes());
         assert_eq!(copy.node_id(), identity.node_id());
-        assert_eq!(
-            copy.keypair().public().to_peer_id().to_string(),
-            copy.node_id().to_string()
-        );
+        assert_eq!(copy.keypair().public().to_peer_id().to_string(), copy.node_id().to_string());
 
         let secret = Secret::random();
-        assert_eq!(
-            format!(" {}\n", secret.to_text()).parse::<Secret>().unwrap(),
-            secret
-        );
+        assert_eq!(format!(" {}\n", secret.to_text()).parse::<Secret>().unwrap(), secret);
         assert_eq!("ab".repeat(32).parse::<Secret>().unwrap(), Secret([0xab; 32]));
         for bad in ["", "hello", "0OIl", &"ab".repeat(40)] {
             assert!(bad.parse::<Secret>().is_err(), "{bad}");

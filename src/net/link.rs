@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::behaviour::Channel;
 use super::frame::{self, Frame, FrameReader, Kind, MAX_BODY_BYTES};
 use super::{CallError, Inbound, LinkInfo, Role, SendError};
 use crate::id::NodeId;
@@ -43,6 +44,9 @@ const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 /// Longest reason in a goodbye, in characters.
 const MAX_REASON_CHARS: usize = 200;
 
+/// Why a link ended if nothing more is known.
+const CLOSED: &str = "connection closed";
+
 /// When a silent link is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat {
@@ -55,10 +59,7 @@ pub struct Heartbeat {
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self {
-            interval: Duration::from_millis(500),
-            limit: Duration::from_secs(2),
-        }
+        Self { interval: Duration::from_millis(500), limit: Duration::from_secs(2) }
     }
 }
 
@@ -160,9 +161,7 @@ impl Link {
             id
         };
         let _call = Call { link: self, id };
-        self.requests
-            .push(Kind::Request, id, body)
-            .map_err(|error| CallError::NotSent(error.reason()))?;
+        self.requests.push(Kind::Request, id, body).map_err(|error| CallError::NotSent(error.reason()))?;
         match tokio::time::timeout(timeout, answered).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(CallError::Lost("the link broke")),
@@ -174,12 +173,10 @@ impl Link {
         if body.len() > MAX_BODY_BYTES {
             return Err(SendError::TooLarge);
         }
-        self.messages
-            .push(Kind::Message, 0, body)
-            .map_err(|error| match error {
-                PushError::Full => SendError::Full,
-                PushError::Closed => SendError::NoLink,
-            })
+        self.messages.push(Kind::Message, 0, body).map_err(|error| match error {
+            PushError::Full => SendError::Full,
+            PushError::Closed => SendError::NoLink,
+        })
     }
 
     /// Closes the link after what is queued was written; the peer hears why.
@@ -200,6 +197,13 @@ impl Link {
         }
         drop(stop);
         self.stopping.cancel();
+    }
+
+    fn outbox(&self, channel: Channel) -> &Outbox {
+        match channel {
+            Channel::Requests => &self.requests,
+            Channel::Messages => &self.messages,
+        }
     }
 
     /// Puts a frame without a body into the queue of answers, even if it is full.
@@ -259,6 +263,7 @@ pub struct Responder {
 impl Responder {
     /// Sends the response; at most [`MAX_MESSAGE_BYTES`](crate::codec::MAX_MESSAGE_BYTES). If it is too large,
     /// or too much waits to be sent, the caller hears that there is no response.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have encoded it for this")]
     pub fn send(mut self, body: Vec<u8>) {
         self.answered = body.len() <= MAX_BODY_BYTES
             && self.link.requests.push(Kind::Response, self.id, &body) != Err(PushError::Full);
@@ -365,14 +370,11 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut tasks = JoinSet::new();
-    for (stream, outbox) in [
-        (requests, (|link| &link.requests) as fn(&Link) -> &Outbox),
-        (messages, |link| &link.messages),
-    ] {
+    for (stream, channel) in [(requests, Channel::Requests), (messages, Channel::Messages)] {
         let (reader, writer) = stream.split();
-        tasks.spawn(read(reader, Arc::clone(link), Arc::clone(inbound)));
-        let link = Arc::clone(link);
-        tasks.spawn(async move { write(writer, outbox(&link)).await });
+        let (reading, writing, inbound) = (Arc::clone(link), Arc::clone(link), Arc::clone(inbound));
+        tasks.spawn(async move { (channel, read(reader, reading, inbound).await) });
+        tasks.spawn(async move { (channel, write(writer, writing.outbox(channel)).await) });
     }
     let reason = supervise(link, &mut tasks, heartbeat).await;
     tasks.shutdown().await;
@@ -380,7 +382,18 @@ where
     reason
 }
 
-async fn supervise(link: &Link, tasks: &mut JoinSet<String>, heartbeat: Heartbeat) -> String {
+/// How a reader or writer ended.
+enum End {
+    /// The other side said that it closes the link.
+    Goodbye(String),
+    /// The other side sends no more.
+    Finished,
+    Broken(String),
+}
+
+type Tasks = JoinSet<(Channel, End)>;
+
+async fn supervise(link: &Link, tasks: &mut Tasks, heartbeat: Heartbeat) -> String {
     let tick = (heartbeat.interval / 2).max(Duration::from_millis(1));
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -388,12 +401,23 @@ async fn supervise(link: &Link, tasks: &mut JoinSet<String>, heartbeat: Heartbea
     let mut reads = 0;
     let mut silence = Duration::ZERO;
     let mut is_odd = false;
+    // When the other side closes in good order, its goodbye is on one substream and its last messages are on
+    // the other: after the first of the two ends, the second has a moment.
+    let mut goodbye = None;
+    let mut messages_finished = false;
+    let mut grace: Option<Instant> = None;
     loop {
         tokio::select! {
-            ended = tasks.join_next() => return match ended {
-                Some(Ok(reason)) => reason,
-                Some(Err(error)) if error.is_panic() => "the handler of what it sent failed".to_owned(),
-                _ => "connection closed".to_owned(),
+            ended = tasks.join_next() => match ended {
+                Some(Ok((Channel::Requests, End::Goodbye(reason)))) => goodbye = Some(reason),
+                Some(Ok((Channel::Messages, End::Finished))) => messages_finished = true,
+                Some(Ok((_, End::Goodbye(reason) | End::Broken(reason)))) => {
+                    return goodbye.unwrap_or(reason);
+                }
+                Some(Err(error)) if error.is_panic() => {
+                    return "the handler of what it sent failed".to_owned();
+                }
+                _ => return goodbye.unwrap_or_else(|| CLOSED.to_owned()),
             },
             () = link.stopping.cancelled() => return say_goodbye(link, tasks).await,
             _ = ticks.tick() => {
@@ -410,11 +434,20 @@ async fn supervise(link: &Link, tasks: &mut JoinSet<String>, heartbeat: Heartbea
                     link.push_control(Kind::Heartbeat, 0);
                 }
             }
+            () = tokio::time::sleep_until(grace.unwrap_or(last_tick)), if grace.is_some() => {
+                return goodbye.unwrap_or_else(|| CLOSED.to_owned());
+            }
+        }
+        if goodbye.is_some() && messages_finished {
+            return goodbye.unwrap_or_default();
+        }
+        if goodbye.is_some() || messages_finished {
+            grace.get_or_insert(Instant::now() + GOODBYE_LIMIT);
         }
     }
 }
 
-async fn say_goodbye(link: &Link, tasks: &mut JoinSet<String>) -> String {
+async fn say_goodbye(link: &Link, tasks: &mut Tasks) -> String {
     let how = lock(&link.stop).clone();
     match how {
         Some(Stop::InGoodOrder(why)) => {
@@ -431,7 +464,7 @@ async fn say_goodbye(link: &Link, tasks: &mut JoinSet<String>) -> String {
     }
 }
 
-async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> String {
+async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> End {
     let mut batch = Vec::new();
     let written: io::Result<()> = async {
         while outbox.take(&mut batch).await {
@@ -446,17 +479,17 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> String 
     }
     .await;
     match written {
-        Ok(()) => "closed here".to_owned(),
+        Ok(()) => End::Broken("closed here".to_owned()),
         Err(error) => broken(&error),
     }
 }
 
-async fn read<R: AsyncRead + Unpin>(mut reader: R, link: Arc<Link>, inbound: Arc<dyn Inbound>) -> String {
+async fn read<R: AsyncRead + Unpin>(mut reader: R, link: Arc<Link>, inbound: Arc<dyn Inbound>) -> End {
     let mut arrived = vec![0; READ_BYTES];
     let mut frames = FrameReader::default();
     loop {
         match reader.read(&mut arrived).await {
-            Ok(0) => return "connection closed".to_owned(),
+            Ok(0) => return End::Finished,
             Ok(count) => frames.feed(&arrived[..count]),
             Err(error) => return broken(&error),
         }
@@ -464,18 +497,18 @@ async fn read<R: AsyncRead + Unpin>(mut reader: R, link: Arc<Link>, inbound: Arc
         loop {
             match frames.next() {
                 Ok(Some(frame)) => {
-                    if let Some(reason) = handle(&link, &inbound, frame) {
-                        return reason;
+                    if let Some(why) = handle(&link, &inbound, frame) {
+                        return End::Goodbye(format!("closed by the other side: {why}"));
                     }
                 }
                 Ok(None) => break,
-                Err(error) => return error.to_string(),
+                Err(error) => return End::Broken(error.to_string()),
             }
         }
     }
 }
 
-/// Hands a frame on. `Some`: the link is to be closed, and why.
+/// Hands a frame on. `Some`: the other side closes the link, and why.
 fn handle(link: &Arc<Link>, inbound: &Arc<dyn Inbound>, frame: Frame) -> Option<String> {
     let Frame { kind, id, body } = frame;
     match kind {
@@ -484,11 +517,7 @@ fn handle(link: &Arc<Link>, inbound: &Arc<dyn Inbound>, frame: Frame) -> Option<
                 link.unanswered.fetch_sub(1, Ordering::Relaxed);
                 link.push_control(Kind::Overloaded, id);
             } else {
-                let responder = Responder {
-                    link: Arc::clone(link),
-                    id,
-                    answered: false,
-                };
+                let responder = Responder { link: Arc::clone(link), id, answered: false };
                 inbound.request(link.node, link.role, body, responder);
             }
         }
@@ -497,29 +526,23 @@ fn handle(link: &Arc<Link>, inbound: &Arc<dyn Inbound>, frame: Frame) -> Option<
         Kind::Overloaded => link.answer(id, Err(CallError::NotSent("the node is overloaded"))),
         Kind::Message => inbound.message(link.node, body),
         Kind::Heartbeat => {}
-        Kind::Goodbye => {
-            let why = clean(&String::from_utf8_lossy(&body));
-            return Some(format!("closed by the other side: {why}"));
-        }
+        Kind::Goodbye => return Some(clean(&String::from_utf8_lossy(&body))),
     }
     None
 }
 
-fn broken(error: &io::Error) -> String {
-    match error.kind() {
+fn broken(error: &io::Error) -> End {
+    End::Broken(match error.kind() {
         io::ErrorKind::UnexpectedEof
         | io::ErrorKind::WriteZero
         | io::ErrorKind::BrokenPipe
         | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted => "connection closed".to_owned(),
-        _ => format!("connection closed ({error})"),
-    }
+        | io::ErrorKind::ConnectionAborted => CLOSED.to_owned(),
+        _ => format!("{CLOSED} ({error})"),
+    })
 }
 
 /// A peer's words, fit for a terminal.
 fn clean(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_REASON_CHARS)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS).collect()
 }

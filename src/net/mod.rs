@@ -92,10 +92,7 @@ pub enum PortPolicy {
 
 impl Default for PortPolicy {
     fn default() -> Self {
-        Self::CountUp {
-            base: DEFAULT_PORT,
-            tries: 100,
-        }
+        Self::CountUp { base: DEFAULT_PORT, tries: 100 }
     }
 }
 
@@ -272,6 +269,8 @@ pub enum SendError {
 /// [`dial`](Self::dial), [`keep`](Self::keep) and [`want`](Self::want) are wishes and return at once; a link
 /// that comes of them is reported to [`Inbound::link_up`]. [`call`](Self::call) and [`send`](Self::send) use
 /// the links that there are.
+///
+/// An [`Inbound`] that holds a `Net` of its own keeps itself alive: end it with [`shutdown`](Self::shutdown).
 #[derive(Clone)]
 pub struct Net {
     shared: Arc<Shared>,
@@ -332,10 +331,7 @@ impl Net {
             us,
         });
         swarm::start(&config, Arc::clone(&shared)).await?;
-        let net = Self {
-            shared,
-            _alive: alive,
-        };
+        let net = Self { shared, _alive: alive };
         Ok((net, receiver))
     }
 
@@ -347,11 +343,7 @@ impl Net {
     /// Where this process can be reached now, as multiaddresses: ports as they are, a wildcard as the
     /// addresses of all interfaces.
     pub fn listen_addresses(&self) -> Vec<String> {
-        let listening = self
-            .shared
-            .listening
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let listening = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
         listening.iter().map(ToString::to_string).collect()
     }
 
@@ -379,6 +371,7 @@ impl Net {
 
     /// Keeps a link to `node`, which listens at `addresses`, until [`forget`](Self::forget). Addresses that
     /// are none are ignored. Called again, it replaces the addresses.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     pub fn keep(&self, node: NodeId, addresses: Vec<String>) {
         lock(&self.shared.book).keep(node, dialable(&addresses), Instant::now());
         self.shared.book_changed.notify_one();
@@ -386,6 +379,7 @@ impl Net {
 
     /// Tries for ten seconds to link with `node`, which listens at `addresses`. May be called again at any
     /// time.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     pub fn want(&self, node: NodeId, addresses: Vec<String>) {
         if self.is_linked(node) {
             return;
@@ -414,13 +408,7 @@ impl Net {
 
     /// The links that are up, by node.
     pub fn links(&self) -> Vec<LinkInfo> {
-        let mut links: Vec<_> = self
-            .shared
-            .registry
-            .links()
-            .iter()
-            .map(|link| link.info())
-            .collect();
+        let mut links: Vec<_> = self.shared.registry.links().iter().map(|link| link.info()).collect();
         links.sort_by_key(|link| link.node);
         links
     }
@@ -438,6 +426,7 @@ impl Net {
     ///
     /// # Errors
     /// If there is no link or its queue is full: the message is dropped.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     pub fn send(&self, to: NodeId, body: Vec<u8>) -> Result<(), SendError> {
         self.link(to).ok_or(SendError::NoLink)?.send(&body)
     }
@@ -463,31 +452,23 @@ impl fmt::Debug for Net {
 }
 
 fn dialable(addresses: &[String]) -> Vec<Multiaddr> {
-    addresses
-        .iter()
-        .filter_map(|text| address::parse(text).ok())
-        .collect()
+    addresses.iter().filter_map(|text| address::parse(text).ok()).collect()
 }
 
 impl Rpc for Net {
     async fn call(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
         let body = wire::encode(&request);
-        let response = Net::call(self, to, body, timeout)
-            .await
-            .map_err(|error| match error {
-                CallError::NotSent(why) => RpcError::NotSent(why),
-                CallError::Lost(why) => RpcError::Lost(why),
-            })?;
+        let response = Net::call(self, to, body, timeout).await.map_err(|error| match error {
+            CallError::NotSent(why) => RpcError::NotSent(why),
+            CallError::Lost(why) => RpcError::Lost(why),
+        })?;
         wire::decode(&response).map_err(|_| RpcError::Lost("the response is malformed"))
     }
 
     /// Members only: a visitor cannot be asked.
     fn linked(&self) -> Vec<NodeId> {
         let links = self.links().into_iter();
-        links
-            .filter(|link| link.role == Role::Member)
-            .map(|link| link.node)
-            .collect()
+        links.filter(|link| link.role == Role::Member).map(|link| link.node).collect()
     }
 
     fn want(&self, node: NodeId, addresses: &[String]) {
@@ -521,9 +502,6 @@ impl Shared {
     }
 
     fn refused(&self, address: &str, reason: &str) {
-        self.tell_once(address, reason, |address, reason| NetEvent::Refused {
-            address,
-            reason,
-        });
+        self.tell_once(address, reason, |address, reason| NetEvent::Refused { address, reason });
     }
 }

@@ -90,12 +90,7 @@ impl Registry {
         instance: Instance,
         connection: ConnectionId,
     ) -> Result<Claim, Verdict> {
-        let claim = || Claim {
-            registry: Arc::clone(self),
-            node,
-            connection,
-            instance,
-        };
+        let claim = || Claim { registry: Arc::clone(self), node, connection, instance };
         loop {
             let old = {
                 let mut slots = lock(&self.slots);
@@ -103,11 +98,7 @@ impl Registry {
                 match slots.get(&node) {
                     None if is_full => return Err(Verdict::Full),
                     None => {
-                        let slot = Slot {
-                            connection,
-                            instance,
-                            link: None,
-                        };
+                        let slot = Slot { connection, instance, link: None };
                         slots.insert(node, slot);
                         return Ok(claim());
                     }
@@ -149,11 +140,9 @@ impl Claim {
             let old = {
                 let mut slots = lock(&self.registry.slots);
                 match slots.get(&self.node) {
-                    Some(Slot {
-                        connection,
-                        link: Some(old),
-                        ..
-                    }) if *connection != self.connection => Arc::clone(old),
+                    Some(Slot { connection, link: Some(old), .. }) if *connection != self.connection => {
+                        Arc::clone(old)
+                    }
                     _ => {
                         let slot = Slot {
                             connection: self.connection,

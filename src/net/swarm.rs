@@ -40,6 +40,10 @@ const LINGER: Duration = Duration::from_millis(250);
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// A connection to our own name without its other end in this process for so long leads to another process.
 const SELF_DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Who failed in the handshake is a stranger unless a friend got through it within this time.
+const VISIT_LIMIT: Duration = Duration::from_secs(1);
+/// Strangers that are considered at the same time.
+const MAX_STRANGERS: usize = 64;
 /// Substreams of a connection: two, and a few for a peer that counts differently.
 const MAX_SUBSTREAMS: usize = 8;
 /// Events of one connection that may wait for the swarm task.
@@ -48,19 +52,18 @@ const CONNECTION_EVENTS: usize = 64;
 const CONCURRENT_DIALS: NonZeroU8 = NonZeroU8::new(8).expect("8 is not 0");
 
 const STRANGER: &str = "it has another secret or swarm name, or is not Roundtable";
+const HUNG_UP: &str = "it closed the connection in the handshake";
 const NO_PEER: &str = "something that is not Roundtable answers there";
 
 /// Starts listening, then the swarm task.
 pub(super) async fn start(config: &NetConfig, shared: Arc<Shared>) -> Result<(), NetError> {
     let keypair = config.identity.keypair();
     let us = keypair.public().to_peer_id();
-    let mdns = match config.mdns {
-        false => None,
-        true => {
-            let settings = mdns::Config::default();
-            Some(mdns::tokio::Behaviour::new(settings, us).map_err(NetError::Mdns)?)
-        }
-    };
+    let mdns = config
+        .mdns
+        .then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), us))
+        .transpose()
+        .map_err(NetError::Mdns)?;
     let tasks = shared.tasks.clone();
     let kill = shared.kill.clone();
     let settings = libp2p::swarm::Config::with_executor(move |task| {
@@ -71,12 +74,7 @@ pub(super) async fn start(config: &NetConfig, shared: Arc<Shared>) -> Result<(),
     .with_dial_concurrency_factor(CONCURRENT_DIALS)
     .with_max_negotiating_inbound_streams(MAX_SUBSTREAMS)
     .with_idle_connection_timeout(Duration::ZERO);
-    let swarm = Swarm::new(
-        transport(config)?,
-        Behaviour::new(mdns, ADMISSION_LIMIT),
-        us,
-        settings,
-    );
+    let swarm = Swarm::new(transport(config)?, Behaviour::new(mdns, ADMISSION_LIMIT), us, settings);
     let mut task = SwarmTask {
         swarm,
         port_guards: Vec::new(),
@@ -84,6 +82,8 @@ pub(super) async fn start(config: &NetConfig, shared: Arc<Shared>) -> Result<(),
         connections: HashMap::new(),
         self_dialled: Vec::new(),
         self_accepted: Vec::new(),
+        strangers: Vec::new(),
+        last_visit: None,
         shared: Arc::clone(&shared),
     };
     task.listen(&config.listen, config.port).await?;
@@ -100,19 +100,10 @@ fn transport(config: &NetConfig) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetE
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     // Without a readable resolver configuration addresses of digits still work, and names by public resolvers.
     let dns = dns::tokio::Transport::system(tcp()).unwrap_or_else(|_| {
-        dns::tokio::Transport::custom(
-            tcp(),
-            dns::ResolverConfig::default(),
-            dns::ResolverOpts::default(),
-        )
+        dns::tokio::Transport::custom(tcp(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
     });
     // Not lazy: both ends must have finished before either may find that it dialled itself and hang up.
-    Ok(dns
-        .upgrade(Version::V1)
-        .authenticate(noise)
-        .multiplex(yamux)
-        .timeout(DIAL_LIMIT)
-        .boxed())
+    Ok(dns.upgrade(Version::V1).authenticate(noise).multiplex(yamux).timeout(DIAL_LIMIT).boxed())
 }
 
 struct SwarmTask {
@@ -126,6 +117,10 @@ struct SwarmTask {
     /// Connections to our own name that wait for their other end, in each direction.
     self_dialled: Vec<(Instant, String)>,
     self_accepted: Vec<(Instant, String)>,
+    /// Who failed in the handshake lately: when, from where, how.
+    strangers: Vec<(Instant, String, &'static str)>,
+    /// When somebody who dialled us got through the handshake.
+    last_visit: Option<Instant>,
     shared: Arc<Shared>,
 }
 
@@ -168,6 +163,7 @@ impl SwarmTask {
         loop {
             self.dial_what_is_due();
             self.report_copies();
+            self.report_strangers();
             let deadline = self.next_deadline();
             tokio::select! {
                 event = self.swarm.select_next_some() => self.handle(event),
@@ -180,16 +176,14 @@ impl SwarmTask {
     fn next_deadline(&self) -> Option<Instant> {
         let copies = self.self_dialled.iter().chain(&self.self_accepted);
         let copies = copies.map(|(at, _)| *at + SELF_DIAL_LIMIT).min();
+        let strangers = self.strangers.iter().map(|(at, ..)| *at + VISIT_LIMIT).min();
         let dial = lock(&self.shared.book).next_deadline();
-        copies.into_iter().chain(dial).min()
+        copies.into_iter().chain(strangers).chain(dial).min()
     }
 
     /// Listens at all of `addresses`, and returns when the system has named what it listens at.
     async fn listen(&mut self, addresses: &[String], policy: PortPolicy) -> Result<(), NetError> {
-        let parsed: Vec<_> = addresses
-            .iter()
-            .map(|text| parse_listen(text))
-            .collect::<Result<_, _>>()?;
+        let parsed: Vec<_> = addresses.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?;
         let (first, tries) = match policy {
             PortPolicy::Exact(port) => (port, 1),
             PortPolicy::CountUp { base, tries } => (base, tries.max(1)),
@@ -212,11 +206,12 @@ impl SwarmTask {
         }
         let deadline = Instant::now() + LISTEN_LIMIT;
         while !waiting.is_empty() {
-            let event = tokio::time::timeout_at(deadline, self.swarm.select_next_some())
-                .await
-                .map_err(|_| NetError::Listen {
-                    address: addresses.join(", "),
-                    reason: "the system names no address".to_owned(),
+            let event =
+                tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await.map_err(|_| {
+                    NetError::Listen {
+                        address: addresses.join(", "),
+                        reason: "the system names no address".to_owned(),
+                    }
                 })?;
             if let SwarmEvent::NewListenAddr { listener_id, .. } = &event {
                 waiting.retain(|waiting| waiting != listener_id);
@@ -245,10 +240,7 @@ impl SwarmTask {
                     return Err(if error.kind() == io::ErrorKind::AddrInUse {
                         NetError::PortInUse { ip, port }
                     } else {
-                        NetError::Listen {
-                            address: format!("{ip} port {port}"),
-                            reason: error.to_string(),
-                        }
+                        NetError::Listen { address: format!("{ip} port {port}"), reason: error.to_string() }
                     });
                 }
             }
@@ -270,17 +262,16 @@ impl SwarmTask {
                         .build(),
                     Err(_) => continue,
                 },
-                Target::Address(address) => DialOpts::unknown_peer_id()
-                    .address(address.clone())
-                    .allocate_new_port()
-                    .build(),
+                Target::Address(address) => {
+                    DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
+                }
             };
             let id = opts.connection_id();
             match self.swarm.dial(opts) {
                 Ok(()) => {
                     self.dials.insert(id, target);
                 }
-                Err(error) => self.dial_failed(target, &error),
+                Err(error) => self.dial_failed(&target, &error),
             }
         }
     }
@@ -289,15 +280,13 @@ impl SwarmTask {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Channels(event)) => self.handle_channels(event),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.handle_discovery(event),
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 let (address, inbound) = match endpoint {
                     ConnectedPoint::Dialer { address, .. } => (without_peer(&address), false),
-                    ConnectedPoint::Listener { send_back_addr, .. } => (send_back_addr, true),
+                    ConnectedPoint::Listener { send_back_addr, .. } => {
+                        self.last_visit = Some(Instant::now());
+                        (send_back_addr, true)
+                    }
                 };
                 let connection = Connection {
                     id: connection_id,
@@ -314,35 +303,23 @@ impl SwarmTask {
                     self.shared.not_linked(&connection, Failure::Unreachable, reason);
                 }
             }
-            SwarmEvent::OutgoingConnectionError {
-                connection_id, error, ..
-            } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 if let Some(target) = self.dials.remove(&connection_id) {
-                    self.dial_failed(target, &error);
+                    self.dial_failed(&target, &error);
                 }
             }
-            SwarmEvent::IncomingConnectionError {
-                send_back_addr,
-                error,
-                ..
-            } => self.handle_failed_visit(&send_back_addr, &error),
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                self.handle_failed_visit(&send_back_addr, &error)
+            }
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");
-                let mut listening = self
-                    .shared
-                    .listening
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
                 if listening.insert(address.clone()) {
                     self.shared.tell(NetEvent::NewListenAddress(address.to_string()));
                 }
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                let mut listening = self
-                    .shared
-                    .listening
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut listening = self.shared.listening.write().unwrap_or_else(PoisonError::into_inner);
                 if listening.remove(&address) {
                     self.shared.tell(NetEvent::ListenAddressGone(address.to_string()));
                 }
@@ -387,37 +364,42 @@ impl SwarmTask {
         }
     }
 
-    fn dial_failed(&mut self, target: Target, error: &DialError) {
+    fn dial_failed(&mut self, target: &Target, error: &DialError) {
         let now = Instant::now();
         let (failure, address, reason) = match error {
             DialError::LocalPeerId { address } => {
                 if matches!(target, Target::Address(_)) {
-                    lock(&self.shared.book).succeeded(&target);
+                    lock(&self.shared.book).succeeded(target);
                 } else {
-                    lock(&self.shared.book).failed(&target, Failure::Stranger, now);
+                    lock(&self.shared.book).failed(target, Failure::Stranger, now);
                 }
                 self.met_ourselves(&without_peer(address));
                 return;
             }
-            DialError::WrongPeerId { obtained, address } => (
-                Failure::Unreachable,
-                Some(address),
-                format!("another node answers there: {obtained}"),
-            ),
+            // libp2p does not dial where we listen ourselves.
+            DialError::NoAddresses => {
+                let mut book = lock(&self.shared.book);
+                match target {
+                    Target::Address(_) => book.succeeded(target),
+                    Target::Node(_) => book.failed(target, Failure::Unreachable, now),
+                }
+                return;
+            }
+            DialError::WrongPeerId { obtained, address } => {
+                (Failure::Unreachable, Some(address), format!("another node answers there: {obtained}"))
+            }
             DialError::Transport(errors) => match strangest(errors) {
                 Some((address, cause)) => (cause.failure(), Some(address), cause.to_string()),
                 None => (Failure::Unreachable, None, "no address to dial".to_owned()),
             },
-            DialError::Denied { .. } => (
-                Failure::Unreachable,
-                None,
-                "there are too many connections already".to_owned(),
-            ),
+            DialError::Denied { .. } => {
+                (Failure::Unreachable, None, "there are too many connections already".to_owned())
+            }
             other => (Failure::Unreachable, None, other.to_string()),
         };
         tracing::debug!(?target, reason, "dial failed");
-        lock(&self.shared.book).failed(&target, failure, now);
-        match (&target, address) {
+        lock(&self.shared.book).failed(target, failure, now);
+        match (target, address) {
             (Target::Address(typed), _) => self.shared.dial_failed(typed, failure, &reason),
             (Target::Node(_), Some(address)) if failure == Failure::Stranger => {
                 self.shared.refused(&without_peer(address).to_string(), &reason);
@@ -436,21 +418,37 @@ impl SwarmTask {
                 }
             }
             ListenError::Transport(TransportError::Other(error)) => match cause_of(error) {
-                Cause::Stranger => self.shared.refused(&host(from), STRANGER),
-                Cause::NotRoundtable => self.shared.refused(&host(from), "it does not speak Roundtable"),
+                Cause::Stranger | Cause::HungUp => self.met_a_stranger(from, STRANGER),
+                Cause::NotRoundtable => self.met_a_stranger(from, "it does not speak Roundtable"),
                 Cause::Unreachable(reason) => tracing::debug!(%from, reason, "a visitor did not finish"),
             },
             other => tracing::debug!(%from, error = %other, "a visitor was not let in"),
         }
     }
 
+    /// A friend that dials several of our addresses hangs up on all but one, perhaps in the middle of the
+    /// handshake, and looks like a stranger then: wait whether a friend comes.
+    fn met_a_stranger(&mut self, from: &Multiaddr, reason: &'static str) {
+        if self.strangers.len() < MAX_STRANGERS {
+            self.strangers.push((Instant::now(), host(from), reason));
+        }
+    }
+
+    fn report_strangers(&mut self) {
+        let now = Instant::now();
+        let (shared, friend) = (&self.shared, self.last_visit);
+        self.strangers.retain(|(since, from, reason)| {
+            let is_over = now >= *since + VISIT_LIMIT;
+            if is_over && friend.is_none_or(|friend| friend + VISIT_LIMIT < *since) {
+                shared.refused(from, reason);
+            }
+            !is_over
+        });
+    }
+
     /// A dial led to our own name: to ourselves (then we also see it arrive), or to a copy of us.
     fn met_ourselves(&mut self, address: &Multiaddr) {
-        let listening = self
-            .shared
-            .listening
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let listening = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
         let is_us = listening.contains(address);
         drop(listening);
         if self.self_accepted.pop().is_none() {
@@ -503,24 +501,14 @@ async fn serve(shared: Arc<Shared>, connection: Connection, mut requests: Stream
             return;
         }
     };
-    let link = Link::new(
-        node,
-        peer.role,
-        connection.address.to_string(),
-        connection.inbound,
-    );
+    let link = Link::new(node, peer.role, connection.address.to_string(), connection.inbound);
     claim.activate(&link).await;
     lock(&shared.book).link_up(node);
     shared.dial_succeeded(&connection, node);
     shared.inbound.link_up(&link.info());
     let end = {
-        let mut running = std::pin::pin!(link::run(
-            &link,
-            requests,
-            messages,
-            &shared.inbound,
-            shared.heartbeat
-        ));
+        let mut running =
+            std::pin::pin!(link::run(&link, requests, messages, &shared.inbound, shared.heartbeat));
         tokio::select! {
             reason = &mut running => reason,
             () = shared.stop.cancelled() => { link.close("it shuts down"); running.await }
@@ -562,11 +550,9 @@ async fn admit(
     let introduced = admission::introduce(stream, &shared.us, node).await?;
     let claimed = match introduced {
         Err(verdict) => Err(verdict),
-        Ok(peer) => shared
-            .registry
-            .claim(node, peer.instance, connection.id)
-            .await
-            .map(|claim| (peer, claim)),
+        Ok(peer) => {
+            shared.registry.claim(node, peer.instance, connection.id).await.map(|claim| (peer, claim))
+        }
     };
     let ours = claimed.as_ref().err().copied().unwrap_or(Verdict::Welcome);
     let theirs = admission::conclude(stream, ours).await?;
@@ -582,10 +568,7 @@ impl Shared {
         lock(&self.book).succeeded(target);
         if let Target::Address(address) = target {
             self.forget_report(&address.to_string());
-            self.tell(NetEvent::Reached {
-                address: address.to_string(),
-                node,
-            });
+            self.tell(NetEvent::Reached { address: address.to_string(), node });
         }
     }
 
@@ -640,11 +623,7 @@ impl Shared {
                     "another process runs with this node's identity: was its data directory copied?",
                 ),
                 (Verdict::Full, _) | (_, Verdict::Full) => {
-                    self.not_linked(
-                        connection,
-                        Failure::Unreachable,
-                        "there are too many links already",
-                    );
+                    self.not_linked(connection, Failure::Unreachable, "there are too many links already");
                 }
                 // Two dials crossed: the other connection is the link, or about to be.
                 _ if self.registry.link(node).is_some() => self.dial_succeeded(connection, node),
@@ -664,6 +643,9 @@ impl Shared {
 enum Cause {
     /// It speaks Noise, but over another name or secret.
     Stranger,
+    /// It closed the connection in the middle of the Noise handshake. Who dials does so if the other end is a
+    /// stranger.
+    HungUp,
     NotRoundtable,
     Unreachable(String),
 }
@@ -672,7 +654,7 @@ impl Cause {
     fn failure(&self) -> Failure {
         match self {
             Self::Stranger | Self::NotRoundtable => Failure::Stranger,
-            Self::Unreachable(_) => Failure::Unreachable,
+            Self::HungUp | Self::Unreachable(_) => Failure::Unreachable,
         }
     }
 }
@@ -682,6 +664,7 @@ impl std::fmt::Display for Cause {
         match self {
             Self::Stranger => f.write_str(STRANGER),
             Self::NotRoundtable => f.write_str(NO_PEER),
+            Self::HungUp => f.write_str(HUNG_UP),
             Self::Unreachable(reason) => f.write_str(reason),
         }
     }
@@ -722,25 +705,26 @@ fn cause_of(error: &io::Error) -> Cause {
             None => error.source(),
         };
     }
-    let text = texts.join(": ");
-    if is_noise {
-        return Cause::Stranger;
-    }
-    let reason = match kind {
-        Some(io::ErrorKind::ConnectionRefused) => "nobody listens there (connection refused)".to_owned(),
+    let is_cut = matches!(
+        kind,
+        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    );
+    let is_timeout =
+        kind == Some(io::ErrorKind::TimedOut) || texts.iter().any(|text| text.contains("Timeout"));
+    match kind {
+        _ if is_noise && is_cut => Cause::HungUp,
+        _ if is_noise => Cause::Stranger,
+        _ if is_cut => Cause::Unreachable(HUNG_UP.to_owned()),
+        _ if is_negotiation => Cause::NotRoundtable,
+        _ if is_timeout => Cause::Unreachable(format!("no answer within {DIAL_LIMIT:?}")),
+        Some(io::ErrorKind::ConnectionRefused) => {
+            Cause::Unreachable("nobody listens there (connection refused)".to_owned())
+        }
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
-            "there is no route to it".to_owned()
+            Cause::Unreachable("there is no route to it".to_owned())
         }
-        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
-            "it closed the connection in the handshake".to_owned()
-        }
-        _ if is_negotiation => return Cause::NotRoundtable,
-        _ if text.contains("Timeout") || kind == Some(io::ErrorKind::TimedOut) => {
-            format!("no answer within {DIAL_LIMIT:?}")
-        }
-        _ => texts.pop().unwrap_or_default(),
-    };
-    Cause::Unreachable(reason)
+        _ => Cause::Unreachable(texts.pop().unwrap_or_default()),
+    }
 }
 
 fn into_io(error: TransportError<io::Error>) -> io::Error {
@@ -779,10 +763,7 @@ fn guard_port(ip: IpAddr, port: u16) -> io::Result<Option<UdpSocket>> {
 
 /// The host of an address, without the port that a dialler came from.
 fn host(address: &Multiaddr) -> String {
-    let host: Multiaddr = address
-        .iter()
-        .take_while(|part| !matches!(part, Protocol::Tcp(_)))
-        .collect();
+    let host: Multiaddr = address.iter().take_while(|part| !matches!(part, Protocol::Tcp(_))).collect();
     host.to_string()
 }
 

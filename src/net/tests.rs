@@ -27,17 +27,11 @@ struct Handler {
 
 impl Inbound for Handler {
     fn link_up(&self, link: &LinkInfo) {
-        let _ = self.seen.try_send(Seen::Up {
-            node: link.node,
-            inbound: link.inbound,
-        });
+        let _ = self.seen.try_send(Seen::Up { node: link.node, inbound: link.inbound });
     }
 
     fn link_down(&self, node: NodeId, reason: &str) {
-        let _ = self.seen.try_send(Seen::Down {
-            node,
-            reason: reason.to_owned(),
-        });
+        let _ = self.seen.try_send(Seen::Down { node, reason: reason.to_owned() });
     }
 
     fn request(&self, _: NodeId, _: Role, body: Bytes, respond: Responder) {
@@ -73,28 +67,14 @@ fn config() -> NetConfig {
 /// Two configurations, the one with the smaller node first.
 fn two_configs() -> (NetConfig, NetConfig) {
     let (a, b) = (config(), config());
-    if a.identity.node_id() < b.identity.node_id() {
-        (a, b)
-    } else {
-        (b, a)
-    }
+    if a.identity.node_id() < b.identity.node_id() { (a, b) } else { (b, a) }
 }
 
 async fn start_with(config: NetConfig, holds: bool) -> Peer {
     let (sender, seen) = mpsc::channel(100_000);
-    let handler = Arc::new(Handler {
-        seen: sender,
-        holds,
-        held: Mutex::default(),
-        holding: Notify::new(),
-    });
+    let handler = Arc::new(Handler { seen: sender, holds, held: Mutex::default(), holding: Notify::new() });
     let (net, events) = Net::start(config, handler.clone()).await.unwrap();
-    Peer {
-        net,
-        handler,
-        seen,
-        events,
-    }
+    Peer { net, handler, seen, events }
 }
 
 async fn start(config: NetConfig) -> Peer {
@@ -115,10 +95,7 @@ impl Peer {
     }
 
     async fn next(&mut self) -> Seen {
-        tokio::time::timeout(SOON, self.seen.recv())
-            .await
-            .expect("nothing was seen")
-            .unwrap()
+        tokio::time::timeout(SOON, self.seen.recv()).await.expect("nothing was seen").unwrap()
     }
 
     async fn until_up(&mut self, expected: NodeId) {
@@ -141,10 +118,7 @@ impl Peer {
     /// The next event that is not about listening.
     async fn event(&mut self) -> NetEvent {
         loop {
-            let event = tokio::time::timeout(SOON, self.events.recv())
-                .await
-                .expect("no event")
-                .unwrap();
+            let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event").unwrap();
             if !matches!(event, NetEvent::NewListenAddress(_)) {
                 return event;
             }
@@ -190,19 +164,10 @@ async fn linked_pair() -> (Peer, Peer) {
 async fn a_dial_ends_in_a_link_that_both_see() {
     let (mut a, b) = linked_pair().await;
     let address = b.address();
-    assert_eq!(
-        a.event().await,
-        NetEvent::Reached {
-            address: address.clone(),
-            node: b.id()
-        }
-    );
+    assert_eq!(a.event().await, NetEvent::Reached { address: address.clone(), node: b.id() });
     let links = a.net.links();
     assert_eq!(links.len(), 1);
-    assert_eq!(
-        (links[0].node, links[0].inbound, &links[0].address),
-        (b.id(), false, &address)
-    );
+    assert_eq!((links[0].node, links[0].inbound, &links[0].address), (b.id(), false, &address));
     assert!(b.net.links()[0].inbound);
     assert_eq!(Rpc::linked(&a.net), [b.id()]);
 }
@@ -229,10 +194,7 @@ async fn ten_thousand_calls_in_flight_get_their_own_answers() {
     let large = vec![7; crate::codec::MAX_MESSAGE_BYTES];
     assert_eq!(a.net.call(b.id(), large.clone(), CALL).await.unwrap(), large);
     let too_large = vec![7; crate::codec::MAX_MESSAGE_BYTES + 1];
-    assert!(matches!(
-        a.net.call(b.id(), too_large, CALL).await,
-        Err(CallError::NotSent(_))
-    ));
+    assert!(matches!(a.net.call(b.id(), too_large, CALL).await, Err(CallError::NotSent(_))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -262,16 +224,9 @@ async fn another_secret_or_name_is_refused_and_both_say_so() {
     let secret = Some(Secret::random());
     let ours = NetConfig { secret, ..config() };
     let others = [
-        NetConfig {
-            secret: Some(Secret::random()),
-            ..config()
-        },
+        NetConfig { secret: Some(Secret::random()), ..config() },
         config(),
-        NetConfig {
-            secret: ours.secret.clone(),
-            swarm_name: "other".into(),
-            ..config()
-        },
+        NetConfig { secret: ours.secret.clone(), swarm_name: "other".into(), ..config() },
     ];
     for other in others {
         let mut a = start(ours.clone()).await;
@@ -286,11 +241,7 @@ async fn another_secret_or_name_is_refused_and_both_say_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_protocol_version_is_refused_and_both_name_both() {
     let mut a = start(config()).await;
-    let mut b = start(NetConfig {
-        protocol_version: 77,
-        ..config()
-    })
-    .await;
+    let mut b = start(NetConfig { protocol_version: 77, ..config() }).await;
     a.net.dial(&b.address()).unwrap();
     let ours = PROTOCOL_VERSION;
     assert_eq!(
@@ -310,11 +261,7 @@ async fn garbage_on_the_port_changes_nothing() {
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
         vec![0xff; 100_000],
         u32::MAX.to_le_bytes().to_vec(),
-        [
-            b"\x13/multistream/1.0.0\n\x07/noise\n".to_vec(),
-            vec![0xff; 70_000],
-        ]
-        .concat(),
+        [b"\x13/multistream/1.0.0\n\x07/noise\n".to_vec(), vec![0xff; 70_000]].concat(),
     ];
     let port = b.port();
     let attack = tokio::task::spawn_blocking(move || {
@@ -329,10 +276,7 @@ async fn garbage_on_the_port_changes_nothing() {
     attack.await.unwrap();
     assert!(matches!(b.event().await, NetEvent::Refused { .. }));
     link(&mut a, &mut b).await;
-    assert_eq!(
-        a.net.call(b.id(), b"still here".to_vec(), CALL).await.unwrap(),
-        "still here"
-    );
+    assert_eq!(a.net.call(b.id(), b"still here".to_vec(), CALL).await.unwrap(), "still here");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -345,7 +289,7 @@ async fn a_program_that_is_not_roundtable_is_told_from_a_closed_port() {
         let mut open = Vec::new();
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nno\r\n").await;
             open.push(stream);
         }
     };
@@ -378,14 +322,12 @@ async fn too_many_unanswered_requests_are_refused_unharmed() {
         calls.spawn(call);
     }
     b.until_holding(limit).await;
-    assert_eq!(
-        a.net.call(b.id(), Vec::new(), CALL).await,
-        Err(CallError::NotSent("the node is overloaded"))
-    );
+    assert_eq!(a.net.call(b.id(), Vec::new(), CALL).await, Err(CallError::NotSent("the node is overloaded")));
     let mut held = std::mem::take(&mut *lock(&b.handler.held));
     drop(held.pop());
-    held.into_iter()
-        .for_each(|respond| respond.send(b"late".to_vec()));
+    for respond in held {
+        respond.send(b"late".to_vec());
+    }
     let mut lost = 0;
     while let Some(outcome) = calls.join_next().await {
         match outcome.unwrap() {
@@ -403,16 +345,14 @@ async fn a_peer_that_dies_fails_the_calls_that_wait_for_it() {
     let mut b = start_with(config(), true).await;
     link(&mut a, &mut b).await;
     let (net, id) = (a.net.clone(), b.id());
-    let call = tokio::task::spawn(async move { net.call(id, Vec::new(), CALL).await });
+    let mut calls = tokio::task::JoinSet::new();
+    calls.spawn(async move { net.call(id, Vec::new(), CALL).await });
     b.until_holding(1).await;
     drop(b);
-    assert_eq!(call.await.unwrap(), Err(CallError::Lost("the link broke")));
+    assert_eq!(calls.join_next().await.unwrap().unwrap(), Err(CallError::Lost("the link broke")));
     a.until_down(id).await;
     assert!(!a.net.is_linked(id));
-    assert_eq!(
-        a.net.call(id, Vec::new(), CALL).await,
-        Err(CallError::NotSent("no link"))
-    );
+    assert_eq!(a.net.call(id, Vec::new(), CALL).await, Err(CallError::NotSent("no link")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -443,11 +383,7 @@ async fn simultaneous_dials_end_in_one_link_that_both_keep() {
         assert!(matches!(b.event().await, NetEvent::Reached { .. }));
         assert_eq!(a.net.call(b.id(), b"1".to_vec(), CALL).await.unwrap(), "1");
         assert_eq!(b.net.call(a.id(), b"2".to_vec(), CALL).await.unwrap(), "2");
-        assert_ne!(
-            a.net.links()[0].inbound,
-            b.net.links()[0].inbound,
-            "the same connection"
-        );
+        assert_ne!(a.net.links()[0].inbound, b.net.links()[0].inbound, "the same connection");
         assert!(a.seen.is_empty() && b.seen.is_empty(), "no link went down for it");
     }
 }
@@ -456,15 +392,12 @@ async fn simultaneous_dials_end_in_one_link_that_both_keep() {
 async fn a_kept_node_is_found_again_after_its_restart() {
     for smaller_restarts in [true, false] {
         let (small, large) = two_configs();
-        let (stays, mut restarts) = if smaller_restarts {
-            (large, small)
-        } else {
-            (small, large)
-        };
+        let (stays, mut restarts) = if smaller_restarts { (large, small) } else { (small, large) };
         let mut a = start(stays).await;
         let mut b = start(restarts.clone()).await;
         a.net.keep(b.id(), vec![b.address()]);
         a.until_up(b.id()).await;
+        b.until_up(a.id()).await;
         let id = b.id();
         restarts.port = PortPolicy::Exact(b.port());
         b.net.shutdown().await;
@@ -482,11 +415,14 @@ async fn a_closed_link_comes_back_if_kept_and_not_if_forgotten() {
     a.net.keep(b.id(), vec![b.address()]);
     a.until_up(b.id()).await;
     b.until_up(a.id()).await;
-    a.net.close(b.id(), "a test");
-    assert_eq!(a.until_down(b.id()).await, "closed here: a test");
-    assert_eq!(b.until_down(a.id()).await, "closed by the other side: a test");
-    a.until_up(b.id()).await;
-    b.until_up(a.id()).await;
+    // More often than a node may have connections to another: each must really be closed.
+    for _ in 0..5 {
+        a.net.close(b.id(), "a test");
+        assert_eq!(a.until_down(b.id()).await, "closed here: a test");
+        assert_eq!(b.until_down(a.id()).await, "closed by the other side: a test");
+        a.until_up(b.id()).await;
+        b.until_up(a.id()).await;
+    }
 
     a.net.forget(b.id());
     a.net.close(b.id(), "a test");
@@ -499,12 +435,7 @@ async fn a_closed_link_comes_back_if_kept_and_not_if_forgotten() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_visitor_is_served_and_known_as_one() {
     let mut a = start(config()).await;
-    let mut visitor = start(NetConfig {
-        role: Role::Visitor,
-        listen: Vec::new(),
-        ..config()
-    })
-    .await;
+    let mut visitor = start(NetConfig { role: Role::Visitor, listen: Vec::new(), ..config() }).await;
     assert!(visitor.net.listen_addresses().is_empty());
     visitor.net.want(a.id(), vec![a.address()]);
     visitor.until_up(a.id()).await;
@@ -523,16 +454,8 @@ async fn a_second_process_with_the_same_identity_is_refused_and_both_sides_say_s
     assert!(matches!(a.event().await, NetEvent::Reached { .. }));
     let mut copy = start(original).await;
     copy.net.dial(&a.address()).unwrap();
-    assert!(
-        a.refusal()
-            .await
-            .contains("a second process presents the identity")
-    );
-    assert!(
-        copy.refusal()
-            .await
-            .contains("another process runs with this node's identity")
-    );
+    assert!(a.refusal().await.contains("a second process presents the identity"));
+    assert!(copy.refusal().await.contains("another process runs with this node's identity"));
     assert!(copy.net.links().is_empty());
     assert_eq!(a.net.call(b.id(), b"x".to_vec(), CALL).await.unwrap(), "x");
 
@@ -550,29 +473,16 @@ async fn dialling_oneself_is_nothing_to_talk_about() {
     // What comes after the self-dials have been judged is the first thing that is said.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     link(&mut a, &mut b).await;
-    assert!(matches!(a.event().await, NetEvent::Reached { .. }));
+    let event = a.event().await;
+    assert!(matches!(event, NetEvent::Reached { .. }), "{event:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_link_is_closed() {
-    let attentive = Heartbeat {
-        interval: Duration::from_millis(50),
-        limit: Duration::from_millis(200),
-    };
-    let mute = Heartbeat {
-        interval: Duration::from_secs(600),
-        limit: Duration::from_secs(6000),
-    };
-    let mut a = start(NetConfig {
-        heartbeat: attentive,
-        ..config()
-    })
-    .await;
-    let mut b = start(NetConfig {
-        heartbeat: mute,
-        ..config()
-    })
-    .await;
+    let attentive = Heartbeat { interval: Duration::from_millis(50), limit: Duration::from_millis(200) };
+    let mute = Heartbeat { interval: Duration::from_secs(600), limit: Duration::from_secs(6000) };
+    let mut a = start(NetConfig { heartbeat: attentive, ..config() }).await;
+    let mut b = start(NetConfig { heartbeat: mute, ..config() }).await;
     link(&mut a, &mut b).await;
     assert_eq!(a.until_down(b.id()).await, "no heartbeat for 200ms");
     assert_eq!(b.until_down(a.id()).await, "connection closed");
@@ -580,20 +490,9 @@ async fn a_silent_link_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_link_stays_up() {
-    let heartbeat = Heartbeat {
-        interval: Duration::from_millis(50),
-        limit: Duration::from_millis(400),
-    };
-    let mut a = start(NetConfig {
-        heartbeat,
-        ..config()
-    })
-    .await;
-    let mut b = start(NetConfig {
-        heartbeat,
-        ..config()
-    })
-    .await;
+    let heartbeat = Heartbeat { interval: Duration::from_millis(50), limit: Duration::from_millis(400) };
+    let mut a = start(NetConfig { heartbeat, ..config() }).await;
+    let mut b = start(NetConfig { heartbeat, ..config() }).await;
     link(&mut a, &mut b).await;
     let wait = tokio::time::timeout(Duration::from_millis(1200), a.seen.recv()).await;
     assert!(wait.is_err(), "{wait:?}");
@@ -604,34 +503,12 @@ async fn a_port_in_use_is_said_or_counted_past() {
     let a = start(config()).await;
     let taken = PortPolicy::Exact(a.port());
     let handler = a.handler.clone();
-    let error = Net::start(
-        NetConfig {
-            port: taken,
-            ..config()
-        },
-        handler,
-    )
-    .await
-    .unwrap_err();
-    assert!(
-        error.to_string().contains("is in use by another program"),
-        "{error}"
-    );
+    let error = Net::start(NetConfig { port: taken, ..config() }, handler).await.unwrap_err();
+    assert!(error.to_string().contains("is in use by another program"), "{error}");
 
-    let counting = PortPolicy::CountUp {
-        base: a.port(),
-        tries: 50,
-    };
-    let b = start(NetConfig {
-        port: counting,
-        ..config()
-    })
-    .await;
-    let c = start(NetConfig {
-        port: counting,
-        ..config()
-    })
-    .await;
+    let counting = PortPolicy::CountUp { base: a.port(), tries: 50 };
+    let b = start(NetConfig { port: counting, ..config() }).await;
+    let c = start(NetConfig { port: counting, ..config() }).await;
     assert!(a.port() < b.port() && b.port() < c.port());
 }
 
@@ -644,9 +521,6 @@ async fn after_shutdown_nothing_is_left() {
     assert!(a.net.shared.tasks.is_empty());
     assert!(a.net.links().is_empty());
     assert_eq!(b.next().await, Seen::Message("last words".into()));
-    assert_eq!(
-        b.until_down(a.id()).await,
-        "closed by the other side: it shuts down"
-    );
+    assert_eq!(b.until_down(a.id()).await, "closed by the other side: it shuts down");
     std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
 }

@@ -56,12 +56,7 @@ impl fmt::Display for Ticket {
         let content = Content {
             name: self.name.clone(),
             secret: self.secret.as_ref().map(|secret| *secret.as_bytes()),
-            addresses: self
-                .addresses
-                .iter()
-                .take(MAX_TICKET_ADDRESSES)
-                .cloned()
-                .collect(),
+            addresses: self.addresses.iter().take(MAX_TICKET_ADDRESSES).cloned().collect(),
         };
         let bytes = codec::encode(&content);
         write!(f, "{PREFIX}{}", bs58::encode(bytes).with_check().into_string())
@@ -85,10 +80,7 @@ impl FromStr for Ticket {
         if text.len() > MAX_TICKET_CHARS {
             return Err(TicketError::TooLong);
         }
-        let bytes = bs58::decode(body)
-            .with_check(None)
-            .into_vec()
-            .map_err(|_| TicketError::Damaged)?;
+        let bytes = bs58::decode(body).with_check(None).into_vec().map_err(|_| TicketError::Damaged)?;
         let content: Content = codec::decode(&bytes).map_err(|_| TicketError::Damaged)?;
         for address in &content.addresses {
             address::parse(address)?;
@@ -130,11 +122,7 @@ mod tests {
     fn tickets() -> impl Strategy<Value = Ticket> {
         let address = (any::<[u8; 4]>(), 1..u16::MAX)
             .prop_map(|([a, b, c, d], port)| format!("/ip4/{a}.{b}.{c}.{d}/tcp/{port}"));
-        (
-            "[a-z0-9 -]{1,40}",
-            prop::option::of(any::<[u8; 32]>()),
-            prop::collection::vec(address, 0..8),
-        )
+        ("[a-z0-9 -]{1,40}", prop::option::of(any::<[u8; 32]>()), prop::collection::vec(address, 0..8))
             .prop_map(|(name, secret, addresses)| Ticket {
                 name,
                 secret: secret.map(Secret::from_bytes),
@@ -169,17 +157,11 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        assert_eq!(
-            "/ip4/1.2.3.4/tcp/1".parse::<Ticket>(),
-            Err(TicketError::NotATicket)
-        );
+        assert_eq!("/ip4/1.2.3.4/tcp/1".parse::<Ticket>(), Err(TicketError::NotATicket));
         assert_eq!("rt2abc".parse::<Ticket>(), Err(TicketError::OtherVersion('2')));
         assert_eq!("rthost:7400".parse::<Ticket>(), Err(TicketError::NotATicket));
         assert!(!Ticket::looks_like("rt1.example.org:7400"));
-        assert_eq!(
-            format!("rt1{}", "a".repeat(5000)).parse::<Ticket>(),
-            Err(TicketError::TooLong)
-        );
+        assert_eq!(format!("rt1{}", "a".repeat(5000)).parse::<Ticket>(), Err(TicketError::TooLong));
     }
 
     #[test]

@@ -184,25 +184,17 @@ impl NodeBuilder {
         if let Some(other) = tickets.iter().find(|ticket| ticket.name != self.swarm) {
             // A ticket says all: no need to repeat the swarm's name, but none to contradict it either.
             if self.swarm != DEFAULT_SWARM {
-                return Err(StartError::OtherSwarm {
-                    ticket: other.name.clone(),
-                    swarm: self.swarm,
-                });
+                return Err(StartError::OtherSwarm { ticket: other.name.clone(), swarm: self.swarm });
             }
         }
-        let swarm = tickets
-            .first()
-            .map_or_else(|| self.swarm.clone(), |ticket| ticket.name.clone());
+        let swarm = tickets.first().map_or_else(|| self.swarm.clone(), |ticket| ticket.name.clone());
 
         let rendezvous = self.rendezvous();
         let lock = match &rendezvous {
             Some(rendezvous) if self.join.is_empty() => lock(rendezvous, &swarm).await,
             _ => None,
         };
-        let neighbours = rendezvous
-            .as_ref()
-            .map(|rendezvous| rendezvous.nodes(&swarm))
-            .unwrap_or_default();
+        let neighbours = rendezvous.as_ref().map(|rendezvous| rendezvous.nodes(&swarm)).unwrap_or_default();
         let secret = self.choose_secret(&tickets, &neighbours);
 
         let identity = Identity::generate();
@@ -216,8 +208,7 @@ impl NodeBuilder {
         let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await?;
         let known = tickets.iter().flat_map(|ticket| ticket.addresses.iter());
         for address in known.chain(&addresses) {
-            net.dial(address)
-                .map_err(|error| StartError::Address(error.to_string()))?;
+            net.dial(address).map_err(|error| StartError::Address(error.to_string()))?;
         }
         for address in neighbours.iter().flat_map(|neighbour| neighbour.addresses.iter()) {
             // Written by another process; what is no address is no neighbour.
@@ -244,25 +235,23 @@ impl NodeBuilder {
             ticket,
         };
         let core = Core::new(me, core_config, rand::rng().random(), Clock.now());
-        let rpc = NodeRpc {
-            me,
-            inputs: inlet.inputs(),
-            net,
-        };
+        let rpc = NodeRpc { me, inputs: inlet.inputs(), net };
         let shared = Arc::new(Shared {
             events: broadcast::channel(EVENT_QUEUE).0,
             swarm: watch::channel(None).0,
             left: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
-        let runtime = Runtime::new(core, inbox, rpc.clone(), net_events, Arc::clone(&shared));
-        let node = Node::assemble(Parts {
-            rpc,
-            shared,
-            swarm,
-            secret,
-            runtime,
-        });
+        let runtime = Runtime::new(
+            core,
+            swarm.clone(),
+            secret.clone(),
+            inbox,
+            rpc.clone(),
+            net_events,
+            Arc::clone(&shared),
+        );
+        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime });
         node.keep_registered(rendezvous, lock);
         Ok(node)
     }
@@ -346,18 +335,9 @@ pub(super) fn split(join: &[String]) -> Result<(Vec<Ticket>, Vec<String>), Start
 pub(super) fn make_ticket(swarm: &str, secret: Option<&Secret>, listening: &[String]) -> String {
     let is_loopback =
         |address: &&String| address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1/");
-    let far: Vec<String> = listening
-        .iter()
-        .filter(|address| !is_loopback(address))
-        .cloned()
-        .collect();
+    let far: Vec<String> = listening.iter().filter(|address| !is_loopback(address)).cloned().collect();
     let addresses = if far.is_empty() { listening.to_vec() } else { far };
-    Ticket {
-        name: swarm.to_owned(),
-        secret: secret.cloned(),
-        addresses,
-    }
-    .to_string()
+    Ticket { name: swarm.to_owned(), secret: secret.cloned(), addresses }.to_string()
 }
 
 /// Why a node did not start. Nothing has happened.

@@ -19,8 +19,10 @@ use crate::ring::PartitionCount;
 use crate::time::Timestamp;
 use crate::wire::{Hello, Message, NodeStatus, PartitionStatus, Refusal, Request, Response, SwarmState};
 
-/// Least time between two attempts to dissolve this swarm into another.
-const MERGE_RETRY: Duration = Duration::from_secs(5);
+/// Time between the end of one attempt to dissolve this swarm into another and the next.
+const MERGE_RETRY: Duration = Duration::from_secs(2);
+/// Time after which an attempt of which no end was reported is given up.
+const MERGE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most dissolved swarms remembered.
 const MAX_DISSOLVED: usize = 64;
@@ -64,12 +66,7 @@ pub(super) enum Output {
     /// Tell whoever runs the node.
     Event(NodeEvent),
     /// Try to dissolve this swarm into another; report with [`Core::merged`].
-    Merge {
-        from: SwarmId,
-        partitions: u32,
-        into: SwarmId,
-        attempt: u128,
-    },
+    Merge { from: SwarmId, partitions: u32, into: SwarmId, attempt: u128 },
     /// This node has left its swarm; nothing more will come.
     Left,
 }
@@ -141,17 +138,12 @@ impl Core {
             founding.peer_up(node, now);
         }
         let hello = Message::Hello(self.hello());
-        self.outputs.push_back(Output::Send {
-            to: node,
-            message: hello,
-        });
+        self.outputs.push_back(Output::Send { to: node, message: hello });
     }
 
     /// The link to a peer is gone.
     pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
-        let Some(peer) = self.peers.remove(&node) else {
-            return;
-        };
+        let Some(peer) = self.peers.remove(&node) else { return };
         match &mut self.stage {
             Stage::Searching(founding) => founding.peer_down(node),
             Stage::Serving(swarm) if peer.member => swarm.link_down(node, now),
@@ -173,9 +165,7 @@ impl Core {
             }
             message => message,
         };
-        let Stage::Serving(swarm) = &mut self.stage else {
-            return;
-        };
+        let Stage::Serving(swarm) = &mut self.stage else { return };
         if their_swarm != Some(swarm.id()) {
             return;
         }
@@ -205,13 +195,6 @@ impl Core {
             },
         };
         self.outputs.push_back(Output::Respond { tag, response });
-    }
-
-    /// Nobody waits for the response to this request any more.
-    pub(super) fn cancel(&mut self, tag: u64) {
-        if let Stage::Serving(swarm) = &mut self.stage {
-            swarm.cancel(tag);
-        }
     }
 
     /// Hand everything over and leave; [`Output::Left`] tells when that is done.
@@ -250,10 +233,7 @@ impl Core {
         }
         if sealed {
             for node in self.fellows(from) {
-                self.outputs.push_back(Output::Send {
-                    to: node,
-                    message: Message::Dissolved { from, into },
-                });
+                self.outputs.push_back(Output::Send { to: node, message: Message::Dissolved { from, into } });
             }
             self.dissolve(into, now);
         } else {
@@ -285,11 +265,7 @@ impl Core {
                 Decision::Found | Decision::Join { .. } => now,
             },
             Stage::Serving(swarm) => {
-                let merge = if self.other_swarm().is_some() {
-                    self.next_merge
-                } else {
-                    Timestamp::NEVER
-                };
+                let merge = self.swarm_to_give_way_to().map_or(Timestamp::NEVER, |_| self.next_merge);
                 swarm.next_deadline().min(merge)
             }
             Stage::Left => Timestamp::NEVER,
@@ -356,14 +332,7 @@ impl Core {
     }
 
     fn new_swarm(&mut self, id: SwarmId, partitions: PartitionCount, now: Timestamp) -> Box<Swarm> {
-        Box::new(Swarm::new(
-            self.me,
-            id,
-            partitions,
-            &self.config,
-            self.rng.next_u64(),
-            now,
-        ))
+        Box::new(Swarm::new(self.me, id, partitions, &self.config, self.rng.next_u64(), now))
     }
 
     fn serve(&mut self, swarm: Box<Swarm>, now: Timestamp) {
@@ -380,16 +349,11 @@ impl Core {
     }
 
     fn hello_from(&mut self, from: NodeId, hello: Hello, now: Timestamp) {
-        let Some(peer) = self.peers.get_mut(&from) else {
-            return;
-        };
+        let Some(peer) = self.peers.get_mut(&from) else { return };
         let before = peer.hello.as_ref().and_then(Hello::swarm);
         let after = hello.swarm();
         if let Some((old, into)) = after.and_then(|swarm| self.dissolved.get_key_value(&swarm)) {
-            let message = Message::Dissolved {
-                from: *old,
-                into: *into,
-            };
+            let message = Message::Dissolved { from: *old, into: *into };
             self.outputs.push_back(Output::Send { to: from, message });
             return;
         }
@@ -420,39 +384,30 @@ impl Core {
     }
 
     /// Of two swarms of one name the one that holds nothing gives way, and of two empty ones the larger id.
+    fn swarm_to_give_way_to(&self) -> Option<SwarmId> {
+        let ours = self.swarm_id()?;
+        let (theirs, their_empty) = self.other_swarm()?;
+        (self.empty && (!their_empty || ours > theirs)).then_some(theirs)
+    }
+
     fn consider_merge(&mut self, now: Timestamp) {
-        let (Some(ours), Some((theirs, their_empty))) = (self.swarm_id(), self.other_swarm()) else {
-            return;
-        };
+        let Some((theirs, their_empty)) = self.other_swarm() else { return };
         if self.empty && self.replicas().iter().any(|replica| replica.keys > 0) {
             // No need to try: sealing would only hold up those who write.
             self.holds_data();
         }
-        if !self.empty && !their_empty {
-            if self.told_apart.insert(theirs) {
-                self.outputs
-                    .push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
-            }
-            self.next_merge = Timestamp::NEVER;
-            return;
+        let Stage::Serving(swarm) = &self.stage else { return };
+        let (ours, partitions) = (swarm.id(), swarm.partitions());
+        if !self.empty && !their_empty && self.told_apart.insert(theirs) {
+            self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
         }
-        let ours_gives_way = self.empty && (!their_empty || ours > theirs);
-        if !ours_gives_way || now < self.next_merge {
-            self.next_merge = self.next_merge.max(now + MERGE_RETRY);
-            return;
+        if let Some(into) = self.swarm_to_give_way_to()
+            && self.next_merge <= now
+        {
+            self.next_merge = now + MERGE_PATIENCE;
+            let attempt = self.rng.random();
+            self.outputs.push_back(Output::Merge { from: ours, partitions, into, attempt });
         }
-        self.next_merge = now + MERGE_RETRY * 4;
-        let attempt = self.rng.random();
-        let Stage::Serving(swarm) = &self.stage else {
-            return;
-        };
-        let partitions = swarm.partitions();
-        self.outputs.push_back(Output::Merge {
-            from: ours,
-            partitions,
-            into: theirs,
-            attempt,
-        });
     }
 
     fn dissolve(&mut self, into: SwarmId, now: Timestamp) {
@@ -460,8 +415,7 @@ impl Core {
         if let Stage::Serving(swarm) = &mut self.stage {
             swarm.dissolve(&mut self.outputs, now);
         }
-        self.outputs
-            .push_back(Output::Event(NodeEvent::Dissolved { from, into }));
+        self.outputs.push_back(Output::Event(NodeEvent::Dissolved { from, into }));
         if self.dissolved.len() >= MAX_DISSOLVED {
             self.dissolved.pop_first();
         }
@@ -489,28 +443,18 @@ impl Core {
 
     fn hello(&self) -> Hello {
         let state = match &self.stage {
-            Stage::Searching(_) | Stage::Left => SwarmState::Unfounded {
-                joining: self.config.joining,
-            },
-            Stage::Serving(swarm) => SwarmState::Founded {
-                swarm: swarm.id(),
-                partitions: swarm.partitions(),
-            },
+            Stage::Searching(_) | Stage::Left => SwarmState::Unfounded { joining: self.config.joining },
+            Stage::Serving(swarm) => {
+                SwarmState::Founded { swarm: swarm.id(), partitions: swarm.partitions() }
+            }
         };
-        Hello {
-            state,
-            addresses: self.config.addresses.clone(),
-            empty: self.empty,
-        }
+        Hello { state, addresses: self.config.addresses.clone(), empty: self.empty }
     }
 
     fn say_hello(&mut self) {
         let hello = self.hello();
         for (node, _) in self.peers.iter().filter(|(_, peer)| peer.member) {
-            self.outputs.push_back(Output::Send {
-                to: *node,
-                message: Message::Hello(hello.clone()),
-            });
+            self.outputs.push_back(Output::Send { to: *node, message: Message::Hello(hello.clone()) });
         }
     }
 
@@ -531,12 +475,7 @@ impl Core {
             state: self.hello().state,
             addresses: self.config.addresses.clone(),
             uptime_ms: u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX),
-            links: self
-                .peers
-                .iter()
-                .filter(|(_, peer)| peer.member)
-                .map(|(node, _)| *node)
-                .collect(),
+            links: self.peers.iter().filter(|(_, peer)| peer.member).map(|(node, _)| *node).collect(),
             leaving: match &self.stage {
                 Stage::Serving(swarm) => swarm.is_leaving(),
                 Stage::Searching(_) => false,

@@ -36,20 +36,12 @@ pub(super) enum Decision {
     /// Found a swarm.
     Found,
     /// Join this swarm.
-    Join {
-        swarm: SwarmId,
-        partitions: PartitionCount,
-    },
+    Join { swarm: SwarmId, partitions: PartitionCount },
 }
 
 impl Founding {
     pub(super) fn new(me: NodeId, joining: bool, window: Duration, now: Timestamp) -> Self {
-        Self {
-            me,
-            joining,
-            listen_until: now + window,
-            peers: BTreeMap::new(),
-        }
+        Self { me, joining, listen_until: now + window, peers: BTreeMap::new() }
     }
 
     pub(super) fn peer_up(&mut self, node: NodeId, now: Timestamp) {
@@ -98,11 +90,7 @@ impl Founding {
         self.peers
             .values()
             .filter_map(|(_, hello)| match hello {
-                Some(Hello {
-                    state: SwarmState::Founded { swarm, partitions },
-                    empty,
-                    ..
-                }) => {
+                Some(Hello { state: SwarmState::Founded { swarm, partitions }, empty, .. }) => {
                     let partitions = PartitionCount::new(*partitions).ok()?;
                     Some((*empty, *swarm, partitions))
                 }
@@ -115,10 +103,7 @@ impl Founding {
     /// The peers that would found if this node did not.
     fn founders(&self) -> impl Iterator<Item = NodeId> {
         self.peers.iter().filter_map(|(node, (_, hello))| match hello {
-            Some(Hello {
-                state: SwarmState::Unfounded { joining: false },
-                ..
-            }) => Some(*node),
+            Some(Hello { state: SwarmState::Unfounded { joining: false }, .. }) => Some(*node),
             _ => None,
         })
     }
@@ -135,21 +120,11 @@ mod tests {
     }
 
     fn hello(state: SwarmState, empty: bool) -> Hello {
-        Hello {
-            state,
-            addresses: Vec::new(),
-            empty,
-        }
+        Hello { state, addresses: Vec::new(), empty }
     }
 
     fn founded(id: u128, empty: bool) -> Hello {
-        hello(
-            SwarmState::Founded {
-                swarm: SwarmId(id),
-                partitions: 8,
-            },
-            empty,
-        )
+        hello(SwarmState::Founded { swarm: SwarmId(id), partitions: 8 }, empty)
     }
 
     fn eight() -> PartitionCount {
@@ -183,11 +158,7 @@ mod tests {
     #[test]
     fn when_the_smallest_dies_the_next_founds() {
         let mut founding = Founding::new(node(2), false, WINDOW, Timestamp::ZERO);
-        founding.hello(
-            node(1),
-            hello(SwarmState::Unfounded { joining: false }, true),
-            Timestamp::ZERO,
-        );
+        founding.hello(node(1), hello(SwarmState::Unfounded { joining: false }, true), Timestamp::ZERO);
         assert_eq!(founding.decide(after(WINDOW)), Decision::Wait(Timestamp::NEVER));
         founding.peer_down(node(1));
         assert_eq!(founding.decide(after(WINDOW)), Decision::Found);
@@ -196,25 +167,12 @@ mod tests {
     #[test]
     fn a_node_told_to_join_never_founds_and_nobody_waits_for_it() {
         let mut joiner = Founding::new(node(1), true, WINDOW, Timestamp::ZERO);
-        assert_eq!(
-            joiner.decide(after(WINDOW * 100)),
-            Decision::Wait(Timestamp::NEVER)
-        );
+        assert_eq!(joiner.decide(after(WINDOW * 100)), Decision::Wait(Timestamp::NEVER));
         joiner.hello(node(2), founded(7, true), Timestamp::ZERO);
-        assert_eq!(
-            joiner.decide(Timestamp::ZERO),
-            Decision::Join {
-                swarm: SwarmId(7),
-                partitions: eight()
-            }
-        );
+        assert_eq!(joiner.decide(Timestamp::ZERO), Decision::Join { swarm: SwarmId(7), partitions: eight() });
 
         let mut other = Founding::new(node(2), false, WINDOW, Timestamp::ZERO);
-        other.hello(
-            node(1),
-            hello(SwarmState::Unfounded { joining: true }, true),
-            Timestamp::ZERO,
-        );
+        other.hello(node(1), hello(SwarmState::Unfounded { joining: true }, true), Timestamp::ZERO);
         assert_eq!(other.decide(after(WINDOW)), Decision::Found);
     }
 
@@ -223,10 +181,7 @@ mod tests {
         let mut founding = Founding::new(node(2), false, WINDOW, Timestamp::ZERO);
         let linked = after(WINDOW) - Duration::from_millis(1);
         founding.peer_up(node(1), linked);
-        assert_eq!(
-            founding.decide(after(WINDOW)),
-            Decision::Wait(linked + HELLO_GRACE)
-        );
+        assert_eq!(founding.decide(after(WINDOW)), Decision::Wait(linked + HELLO_GRACE));
         assert_eq!(founding.decide(linked + HELLO_GRACE), Decision::Found);
     }
 
@@ -237,18 +192,12 @@ mod tests {
         founding.hello(node(3), founded(8, true), Timestamp::ZERO);
         assert_eq!(
             founding.decide(Timestamp::ZERO),
-            Decision::Join {
-                swarm: SwarmId(8),
-                partitions: eight()
-            }
+            Decision::Join { swarm: SwarmId(8), partitions: eight() }
         );
         founding.hello(node(4), founded(10, false), Timestamp::ZERO);
         assert_eq!(
             founding.decide(Timestamp::ZERO),
-            Decision::Join {
-                swarm: SwarmId(10),
-                partitions: eight()
-            }
+            Decision::Join { swarm: SwarmId(10), partitions: eight() }
         );
     }
 }

@@ -21,11 +21,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two requests to a partition that has no leader at the moment.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// No session: these operations may be repeated.
-const NOBODY: Origin = Origin {
-    session: SessionId(0),
-    sequence: 0,
-    settled_below: 0,
-};
+const NOBODY: Origin = Origin { session: SessionId(0), sequence: 0, settled_below: 0 };
 
 /// How an attempt to dissolve a swarm ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,12 +69,7 @@ pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, atte
 
 /// Asks a partition until it answers; `None`: time is up, and it may have happened.
 async fn ask(rpc: &NodeRpc, partition: PartitionId, operation: Operation) -> Option<Reply> {
-    let request = Request::Write {
-        partition,
-        origin: NOBODY,
-        operation,
-        forwarded: false,
-    };
+    let request = Request::Write { partition, origin: NOBODY, operation, forwarded: false };
     let asking = async {
         loop {
             if let Ok(Response::Reply(reply)) = rpc.call(rpc.me, request.clone(), STEP_TIMEOUT).await {

@@ -24,10 +24,7 @@ pub(super) enum Step {
     /// Bring these nodes up.
     AddLearners(Vec<NodeId>),
     /// Let these learners vote and drop these replicas, at once.
-    Replace {
-        promote: Vec<NodeId>,
-        remove: Vec<NodeId>,
-    },
+    Replace { promote: Vec<NodeId>, remove: Vec<NodeId> },
     /// Hand leadership to this voter.
     Transfer(NodeId),
 }
@@ -53,10 +50,8 @@ pub(super) fn next_step(
         return Some(Step::AddLearners(missing));
     }
 
-    let still_catching_up = group
-        .learners
-        .iter()
-        .any(|(node, caught_up)| !caught_up && targets.contains(node) && linked(*node));
+    let still_catching_up =
+        group.learners.iter().any(|(node, caught_up)| !caught_up && targets.contains(node) && linked(*node));
     if !still_catching_up && let Some(step) = replacement(me, group, targets, &linked) {
         return Some(step);
     }
@@ -66,10 +61,7 @@ pub(super) fn next_step(
         return Some(Step::Transfer(owner));
     }
     if !targets.contains(&me) {
-        let heir = targets
-            .iter()
-            .copied()
-            .find(|node| is_voter(node) && linked(*node))?;
+        let heir = targets.iter().copied().find(|node| is_voter(node) && linked(*node))?;
         return Some(Step::Transfer(heir));
     }
     None
@@ -89,29 +81,17 @@ fn replacement(
         .filter(|(node, caught_up)| *caught_up && targets.contains(node) && linked(*node))
         .map(|(node, _)| *node)
         .collect();
-    let unwanted_learners = group
-        .learners
-        .iter()
-        .map(|(node, _)| *node)
-        .filter(|node| !targets.contains(node));
-    let mut unwanted_voters: Vec<NodeId> = group
-        .voters
-        .iter()
-        .copied()
-        .filter(|node| *node != me && !targets.contains(node))
-        .collect();
+    let unwanted_learners =
+        group.learners.iter().map(|(node, _)| *node).filter(|node| !targets.contains(node));
+    let mut unwanted_voters: Vec<NodeId> =
+        group.voters.iter().copied().filter(|node| *node != me && !targets.contains(node)).collect();
     // Those that cannot be reached go first: they are what weighs on the quorum.
     unwanted_voters.sort_by_key(|node| linked(*node));
     let removable = (group.voters.len() + promote.len()).saturating_sub(targets.len());
     unwanted_voters.truncate(removable);
 
-    let voters_after: Vec<NodeId> = group
-        .voters
-        .iter()
-        .chain(&promote)
-        .copied()
-        .filter(|node| !unwanted_voters.contains(node))
-        .collect();
+    let voters_after: Vec<NodeId> =
+        group.voters.iter().chain(&promote).copied().filter(|node| !unwanted_voters.contains(node)).collect();
     let linked_after = voters_after.iter().filter(|node| linked(**node)).count();
     if linked_after * 2 <= voters_after.len() {
         return None;
@@ -135,35 +115,21 @@ mod tests {
     fn group(voters: &[u8], learners: &[(u8, bool)]) -> GroupView {
         GroupView {
             voters: nodes(voters),
-            learners: learners
-                .iter()
-                .map(|(n, caught_up)| (node(*n), *caught_up))
-                .collect(),
+            learners: learners.iter().map(|(n, caught_up)| (node(*n), *caught_up)).collect(),
         }
     }
 
     fn step(group: &GroupView, targets: &[u8], unlinked: &[u8]) -> Option<Step> {
-        next_step(node(1), group, &nodes(targets), |node| {
-            !nodes(unlinked).contains(&node)
-        })
+        next_step(node(1), group, &nodes(targets), |node| !nodes(unlinked).contains(&node))
     }
 
     #[test]
     fn newcomers_start_as_learners_and_vote_when_they_have_caught_up() {
-        assert_eq!(
-            step(&group(&[1], &[]), &[1, 2, 3], &[]),
-            Some(Step::AddLearners(nodes(&[2, 3])))
-        );
-        assert_eq!(
-            step(&group(&[1], &[(2, true), (3, false)]), &[1, 2, 3], &[]),
-            None
-        );
+        assert_eq!(step(&group(&[1], &[]), &[1, 2, 3], &[]), Some(Step::AddLearners(nodes(&[2, 3]))));
+        assert_eq!(step(&group(&[1], &[(2, true), (3, false)]), &[1, 2, 3], &[]), None);
         assert_eq!(
             step(&group(&[1], &[(2, true), (3, true)]), &[1, 2, 3], &[]),
-            Some(Step::Replace {
-                promote: nodes(&[2, 3]),
-                remove: vec![]
-            })
+            Some(Step::Replace { promote: nodes(&[2, 3]), remove: vec![] })
         );
     }
 
@@ -171,10 +137,7 @@ mod tests {
     fn a_learner_that_died_does_not_hold_up_the_others() {
         assert_eq!(
             step(&group(&[1], &[(2, true), (3, false)]), &[1, 2, 3], &[3]),
-            Some(Step::Replace {
-                promote: nodes(&[2]),
-                remove: vec![]
-            })
+            Some(Step::Replace { promote: nodes(&[2]), remove: vec![] })
         );
     }
 
@@ -185,10 +148,7 @@ mod tests {
         let ready = group(&[1, 2, 3], &[(4, true)]);
         assert_eq!(
             step(&ready, &[1, 2, 4], &[]),
-            Some(Step::Replace {
-                promote: nodes(&[4]),
-                remove: nodes(&[3])
-            })
+            Some(Step::Replace { promote: nodes(&[4]), remove: nodes(&[3]) })
         );
     }
 
@@ -197,10 +157,7 @@ mod tests {
         let group = group(&[1, 2, 3], &[(4, true)]);
         assert_eq!(
             step(&group, &[1, 4, 5], &[3, 5]),
-            Some(Step::Replace {
-                promote: nodes(&[4]),
-                remove: nodes(&[3])
-            })
+            Some(Step::Replace { promote: nodes(&[4]), remove: nodes(&[3]) })
         );
     }
 
@@ -213,46 +170,28 @@ mod tests {
     fn when_members_leave_the_group_shrinks() {
         assert_eq!(
             step(&group(&[1, 2, 3], &[]), &[1, 2], &[]),
-            Some(Step::Replace {
-                promote: vec![],
-                remove: nodes(&[3])
-            })
+            Some(Step::Replace { promote: vec![], remove: nodes(&[3]) })
         );
         assert_eq!(
             step(&group(&[1, 2], &[]), &[1], &[]),
-            Some(Step::Replace {
-                promote: vec![],
-                remove: nodes(&[2])
-            })
+            Some(Step::Replace { promote: vec![], remove: nodes(&[2]) })
         );
     }
 
     #[test]
     fn leadership_goes_to_the_owner_or_away_from_one_who_leaves() {
-        assert_eq!(
-            step(&group(&[1, 2, 3], &[]), &[2, 1, 3], &[]),
-            Some(Step::Transfer(node(2)))
-        );
+        assert_eq!(step(&group(&[1, 2, 3], &[]), &[2, 1, 3], &[]), Some(Step::Transfer(node(2))));
         assert_eq!(step(&group(&[1, 2, 3], &[]), &[2, 1, 3], &[2]), None);
         // 1 leads and is to go: its successors vote, so it hands over; 4 then removes 1.
-        assert_eq!(
-            step(&group(&[1, 2, 3, 4], &[]), &[4, 2, 3], &[]),
-            Some(Step::Transfer(node(4)))
-        );
-        assert_eq!(
-            step(&group(&[1, 2, 3, 4], &[]), &[4, 2, 3], &[4]),
-            Some(Step::Transfer(node(2)))
-        );
+        assert_eq!(step(&group(&[1, 2, 3, 4], &[]), &[4, 2, 3], &[]), Some(Step::Transfer(node(4))));
+        assert_eq!(step(&group(&[1, 2, 3, 4], &[]), &[4, 2, 3], &[4]), Some(Step::Transfer(node(2))));
     }
 
     #[test]
     fn a_learner_that_is_no_longer_wanted_goes() {
         assert_eq!(
             step(&group(&[1, 2, 3], &[(4, false)]), &[1, 2, 3], &[4]),
-            Some(Step::Replace {
-                promote: vec![],
-                remove: nodes(&[4])
-            })
+            Some(Step::Replace { promote: vec![], remove: nodes(&[4]) })
         );
     }
 

@@ -91,9 +91,7 @@ impl Rendezvous {
 
     /// The live nodes of a swarm on this machine.
     pub(super) fn nodes(&self, swarm: &str) -> Vec<Registration> {
-        let Ok(files) = fs::read_dir(&self.directory) else {
-            return Vec::new();
-        };
+        let Ok(files) = fs::read_dir(&self.directory) else { return Vec::new() };
         files
             .filter_map(Result::ok)
             .map(|file| file.path())
@@ -169,17 +167,11 @@ fn default_directory() -> PathBuf {
 fn make_private_directory(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let metadata = fs::symlink_metadata(directory)?;
     let mine = metadata.uid() == rustix::process::getuid().as_raw();
     if !metadata.is_dir() || !mine || metadata.mode() & 0o077 != 0 {
-        let message = format!(
-            "{} must be a directory of yours with mode 0700",
-            directory.display()
-        );
+        let message = format!("{} must be a directory of yours with mode 0700", directory.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
     }
     Ok(())
@@ -195,12 +187,7 @@ mod tests {
     use super::*;
 
     fn registration(swarm: &str, node: &str) -> Registration {
-        Registration {
-            swarm: swarm.to_owned(),
-            node: node.to_owned(),
-            addresses: vec![],
-            secret: None,
-        }
+        Registration { swarm: swarm.to_owned(), node: node.to_owned(), addresses: vec![], secret: None }
     }
 
     fn rendezvous() -> (tempfile::TempDir, Rendezvous) {
@@ -224,11 +211,7 @@ mod tests {
     fn what_a_crash_left_behind_is_removed() {
         let (_directory, rendezvous) = rendezvous();
         let path = rendezvous.directory.join("crashed.node");
-        fs::write(
-            &path,
-            serde_json::to_vec(&registration("default", "crashed")).unwrap(),
-        )
-        .unwrap();
+        fs::write(&path, serde_json::to_vec(&registration("default", "crashed")).unwrap()).unwrap();
         assert!(rendezvous.nodes("default").is_empty());
         assert!(!path.exists());
     }
@@ -253,9 +236,6 @@ mod tests {
         let open = directory.path().join("open");
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(
-            Rendezvous::open(Some(open)).unwrap_err().kind(),
-            io::ErrorKind::PermissionDenied
-        );
+        assert_eq!(Rendezvous::open(Some(open)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 }

@@ -23,13 +23,8 @@ impl Rpc for NodeRpc {
             return Rpc::call(&self.net, to, request, timeout).await;
         }
         let (respond, response) = oneshot::channel();
-        let input = Input::Request {
-            request,
-            respond: Respond::Here(respond),
-        };
-        self.inputs
-            .try_send(input)
-            .map_err(|_| RpcError::NotSent("the node's queue is full"))?;
+        let input = Input::Request { request, respond: Respond::Here(respond) };
+        self.inputs.try_send(input).map_err(|_| RpcError::NotSent("the node's queue is full"))?;
         match tokio::time::timeout(timeout, response).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(_)) => Err(RpcError::Lost("the node stopped")),

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::builder::make_ticket;
 use super::clock::Clock;
 use super::core::{Core, Output};
 use super::event::NodeEvent;
@@ -19,7 +20,7 @@ use super::merge;
 use super::rpc::NodeRpc;
 use crate::codec::{decode, encode};
 use crate::id::{NodeId, SwarmId};
-use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role};
+use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
 use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
@@ -39,13 +40,7 @@ pub(super) enum Input {
     /// A request, from a peer or from within.
     Request { request: Request, respond: Respond },
     /// How an attempt to dissolve this swarm ended.
-    Merged {
-        from: SwarmId,
-        into: SwarmId,
-        result: merge::Merged,
-    },
-    /// Where the node listens has changed.
-    Addresses { addresses: Vec<String>, ticket: String },
+    Merged { from: SwarmId, into: SwarmId, result: merge::Merged },
     /// Leave the swarm.
     Leave,
     /// Hand over leaderships; stopping follows.
@@ -93,13 +88,7 @@ impl LinkChanges {
     }
 
     fn change(&self, node: NodeId, change: impl FnOnce(&mut LinkChange)) {
-        change(
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(node)
-                .or_default(),
-        );
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default());
     }
 
     fn take(&self) -> BTreeMap<NodeId, LinkChange> {
@@ -128,19 +117,8 @@ pub(super) fn inlet() -> (Inlet, Inbox) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_INPUTS);
     let links = Arc::new(LinkChanges::default());
     let wake = Arc::new(Notify::new());
-    let inlet = Inlet {
-        inputs: sender,
-        links: Arc::clone(&links),
-        wake: Arc::clone(&wake),
-    };
-    (
-        inlet,
-        Inbox {
-            inputs: receiver,
-            links,
-            wake,
-        },
-    )
+    let inlet = Inlet { inputs: sender, links: Arc::clone(&links), wake: Arc::clone(&wake) };
+    (inlet, Inbox { inputs: receiver, links, wake })
 }
 
 impl Inlet {
@@ -202,6 +180,9 @@ pub(super) struct Shared {
 pub(super) struct Runtime {
     core: Core,
     clock: Clock,
+    /// Name of the swarm.
+    name: String,
+    secret: Option<Secret>,
     inbox: Inbox,
     net: Net,
     rpc: NodeRpc,
@@ -216,6 +197,8 @@ pub(super) struct Runtime {
 impl Runtime {
     pub(super) fn new(
         core: Core,
+        name: String,
+        secret: Option<Secret>,
         inbox: Inbox,
         rpc: NodeRpc,
         net_events: mpsc::Receiver<NetEvent>,
@@ -224,6 +207,8 @@ impl Runtime {
         Self {
             core,
             clock: Clock,
+            name,
+            secret,
             inbox,
             net: rpc.net.clone(),
             rpc,
@@ -300,12 +285,12 @@ impl Runtime {
                 }
                 merge::Merged::Failed => self.core.merged(from, into, false, now),
             },
-            Input::Addresses { addresses, ticket } => self.core.set_addresses(addresses, ticket, now),
             Input::Leave => self.core.leave(now),
             Input::HandOver(done) => {
                 self.core.hand_over(now);
                 self.carry_out();
-                drop(done.send(()));
+                // Whoever asked may have gone.
+                let _ = done.send(());
             }
         }
     }
@@ -328,21 +313,14 @@ impl Runtime {
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),
                 Output::Event(event) => self.event(event),
-                Output::Merge {
-                    from,
-                    partitions,
-                    into,
-                    attempt,
-                } => {
+                Output::Merge { from, partitions, into, attempt } => {
                     self.merge(from, partitions, into, attempt);
                 }
                 Output::Left => self.shared.left.cancel(),
             }
         }
         let swarm = self.core.swarm_id();
-        self.shared
-            .swarm
-            .send_if_modified(|known| std::mem::replace(known, swarm) != swarm);
+        self.shared.swarm.send_if_modified(|known| std::mem::replace(known, swarm) != swarm);
     }
 
     fn event(&self, event: NodeEvent) {
@@ -352,9 +330,7 @@ impl Runtime {
     }
 
     fn forward(&mut self, tag: u64, to: NodeId, request: Request) {
-        let Some(respond) = self.pending.remove(&tag) else {
-            return;
-        };
+        let Some(respond) = self.pending.remove(&tag) else { return };
         if self.forwards.len() >= MAX_FORWARDS {
             respond.send(Response::Refused(Refusal::Overloaded));
             return;
@@ -390,6 +366,11 @@ impl Runtime {
                 self.event(NodeEvent::DialFailed { address, reason });
             }
             NetEvent::Refused { address, reason } => self.event(NodeEvent::Refused { address, reason }),
+            NetEvent::NewListenAddress(_) | NetEvent::ListenAddressGone(_) => {
+                let addresses = self.net.listen_addresses();
+                let ticket = make_ticket(&self.name, self.secret.as_ref(), &addresses);
+                self.core.set_addresses(addresses, ticket, self.clock.now());
+            }
             _ => {}
         }
     }

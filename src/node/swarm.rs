@@ -85,11 +85,7 @@ impl Swarm {
         now: Timestamp,
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let identity = Me {
-            node: me,
-            addresses: config.addresses.clone(),
-            weight: config.weight,
-        };
+        let identity = Me { node: me, addresses: config.addresses.clone(), weight: config.weight };
         let membership_rng = StdRng::seed_from_u64(rng.next_u64());
         let membership = Membership::new(identity, 1, MembershipConfig::default(), membership_rng, now);
         let mut driver = Driver::new(me, DriverConfig::default(), rng, now);
@@ -130,10 +126,7 @@ impl Swarm {
         self.driver.link_up(node, now);
         let leads: Vec<_> = self.my_leads().collect();
         if !leads.is_empty() {
-            let message = Message::Leading {
-                swarm: self.id,
-                leads,
-            };
+            let message = Message::Leading { swarm: self.id, leads };
             self.outputs.push_back(Output::Send { to: node, message });
         }
         self.reconcile_soon(now + STEP_INTERVAL);
@@ -167,11 +160,6 @@ impl Swarm {
         }
     }
 
-    pub(super) fn cancel(&mut self, tag: u64) {
-        self.driver.cancel(tag);
-        self.waits.retain(|(_, waiting)| *waiting != tag);
-    }
-
     pub(super) fn leave(&mut self, now: Timestamp) {
         if self.leaving.is_none() {
             self.leaving = Some(usize::MAX);
@@ -186,8 +174,7 @@ impl Swarm {
 
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>, now: Timestamp) {
         self.addresses = addresses;
-        self.membership
-            .update_me(self.addresses.clone(), self.leaving.is_some(), now);
+        self.membership.update_me(self.addresses.clone(), self.leaving.is_some(), now);
     }
 
     pub(super) fn handle_deadline(&mut self, now: Timestamp) {
@@ -215,11 +202,7 @@ impl Swarm {
 
     pub(super) fn next_deadline(&self) -> Timestamp {
         let wait = self.waits.first().map_or(Timestamp::NEVER, |(due, _)| *due);
-        self.membership
-            .next_deadline()
-            .min(self.driver.next_deadline())
-            .min(self.reconcile_at)
-            .min(wait)
+        self.membership.next_deadline().min(self.driver.next_deadline()).min(self.reconcile_at).min(wait)
     }
 
     /// Collects what there is to do; returns whether this node has left.
@@ -268,39 +251,20 @@ impl Swarm {
     /// Hands the request to the driver or passes it on; `Err`: the response, known at once.
     fn dispatch(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
         let (partition, forwarded) = match &request {
-            Request::Write {
-                partition, forwarded, ..
-            }
-            | Request::Read {
-                partition, forwarded, ..
-            }
-            | Request::Wait {
-                partition, forwarded, ..
-            } => (*partition, *forwarded),
+            Request::Write { partition, forwarded, .. }
+            | Request::Read { partition, forwarded, .. }
+            | Request::Wait { partition, forwarded, .. } => (*partition, *forwarded),
             Request::View => return Err(Response::View(self.view())),
             Request::Status | Request::Ticket | Request::Leave => {
-                return Err(Response::Refused(Refusal::BadRequest(
-                    "not about a partition".to_owned(),
-                )));
+                return Err(Response::Refused(Refusal::BadRequest("not about a partition".to_owned())));
             }
         };
-        self.check(partition, &request)
-            .map_err(|why| Response::Refused(Refusal::BadRequest(why)))?;
-        let stale = matches!(
-            &request,
-            Request::Read {
-                consistency: Consistency::Stale,
-                ..
-            }
-        );
+        self.check(partition, &request).map_err(|why| Response::Refused(Refusal::BadRequest(why)))?;
+        let stale = matches!(&request, Request::Read { consistency: Consistency::Stale, .. });
         match self.route(partition, stale, forwarded) {
             Route::Here => self.serve(tag, request, now),
             Route::There(to) => {
-                self.outputs.push_back(Output::Forward {
-                    tag,
-                    to,
-                    request: request.forwarded(),
-                });
+                self.outputs.push_back(Output::Forward { tag, to, request: request.forwarded() });
                 Ok(())
             }
             Route::Nowhere(refusal) => Err(Response::Refused(refusal)),
@@ -309,35 +273,19 @@ impl Swarm {
 
     fn serve(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
         match request {
-            Request::Write {
-                partition,
-                origin,
-                operation,
-                ..
-            } => {
+            Request::Write { partition, origin, operation, .. } => {
                 // What a node asks for on behalf of its swarm may be repeated at will: no session is needed.
                 let origin = (!operation.is_administrative()).then_some(origin);
                 self.driver.propose(partition, tag, origin, operation, now);
             }
-            Request::Read {
-                partition,
-                consistency,
-                query,
-                ..
-            } => {
+            Request::Read { partition, consistency, query, .. } => {
                 if consistency == Consistency::Stale {
                     self.driver.read_stale(partition, tag, &query);
                 } else {
                     self.driver.read(partition, tag, query, now);
                 }
             }
-            Request::Wait {
-                partition,
-                key,
-                seen,
-                timeout_ms,
-                ..
-            } => {
+            Request::Wait { partition, key, seen, timeout_ms, .. } => {
                 if self.waits.len() >= MAX_WAITS {
                     return Err(Response::Refused(Refusal::Overloaded));
                 }
@@ -353,10 +301,7 @@ impl Swarm {
     /// Whether the request keeps the limits and names the partition that its key belongs to.
     fn check(&self, partition: PartitionId, request: &Request) -> Result<(), String> {
         if partition.0 >= self.partitions() {
-            return Err(format!(
-                "there is no partition {partition}, only {}",
-                self.partitions()
-            ));
+            return Err(format!("there is no partition {partition}, only {}", self.partitions()));
         }
         let key = match request {
             Request::Write { operation, .. } => {
@@ -366,11 +311,9 @@ impl Swarm {
                 }
                 operation.key()
             }
-            Request::Read {
-                query: Query::Get { key },
-                ..
+            Request::Read { query: Query::Get { key }, .. } | Request::Wait { key, .. } => {
+                Some(key.as_slice())
             }
-            | Request::Wait { key, .. } => Some(key.as_slice()),
             _ => None,
         };
         match key {
@@ -408,12 +351,7 @@ impl Swarm {
                 Refusal::NoQuorum
             });
         }
-        let replica = self
-            .ring
-            .replicas(partition)
-            .iter()
-            .copied()
-            .find(|node| self.linked.contains(node));
+        let replica = self.ring.replicas(partition).iter().copied().find(|node| self.linked.contains(node));
         replica.map_or(Route::Nowhere(Refusal::NoQuorum), Route::There)
     }
 
@@ -457,10 +395,7 @@ impl Swarm {
         while let Some(output) = self.membership.poll_output() {
             match output {
                 membership::Output::Send { to, bytes } => {
-                    let message = Message::Gossip {
-                        swarm: self.id,
-                        bytes,
-                    };
+                    let message = Message::Gossip { swarm: self.id, bytes };
                     self.outputs.push_back(Output::Send { to, message });
                 }
                 membership::Output::Changed(change) => self.member_changed(&change, now),
@@ -474,10 +409,7 @@ impl Swarm {
             self.outputs.push_back(if member.state == MemberState::Left {
                 Output::Forget { node: member.node }
             } else {
-                Output::Keep {
-                    node: member.node,
-                    addresses: member.addresses.clone(),
-                }
+                Output::Keep { node: member.node, addresses: member.addresses.clone() }
             });
             if let Some(event) = self.member_event(change) {
                 self.outputs.push_back(Output::Event(event));
@@ -502,11 +434,7 @@ impl Swarm {
             node: member.node,
             change,
             address: member.addresses.first().cloned(),
-            alive: self
-                .membership
-                .members()
-                .filter(|member| member.state.is_present())
-                .count(),
+            alive: self.membership.members().filter(|member| member.state.is_present()).count(),
         })
     }
 
@@ -543,10 +471,7 @@ impl Swarm {
         while let Some(output) = self.driver.poll_output() {
             match output {
                 replication::Output::Frame { to, messages } => {
-                    let message = Message::Groups {
-                        swarm: self.id,
-                        messages,
-                    };
+                    let message = Message::Groups { swarm: self.id, messages };
                     self.outputs.push_back(Output::Send { to, message });
                 }
                 replication::Output::Outcome { tag, result } => self.outcome(tag, result),
@@ -604,15 +529,9 @@ impl Swarm {
             return;
         }
         let told = std::mem::take(&mut self.new_leads);
-        let leads: Vec<_> = self
-            .my_leads()
-            .filter(|(partition, _)| told.contains(partition))
-            .collect();
+        let leads: Vec<_> = self.my_leads().filter(|(partition, _)| told.contains(partition)).collect();
         for node in &self.linked {
-            let message = Message::Leading {
-                swarm: self.id,
-                leads: leads.clone(),
-            };
+            let message = Message::Leading { swarm: self.id, leads: leads.clone() };
             self.outputs.push_back(Output::Send { to: *node, message });
         }
     }
@@ -637,11 +556,7 @@ impl Swarm {
         let mut moving = 0;
         let mut unsettled = false;
         for partition in self.partition_ids() {
-            let Some(group) = self
-                .driver
-                .group(partition)
-                .filter(|group| group.role == Role::Leader)
-            else {
+            let Some(group) = self.driver.group(partition).filter(|group| group.role == Role::Leader) else {
                 continue;
             };
             if group.changing {
@@ -662,12 +577,7 @@ impl Swarm {
                     }
                 }
                 Some(Step::Replace { promote, remove }) => {
-                    self.change(
-                        partition,
-                        replication::Change::Replace { promote, remove },
-                        base,
-                        now,
-                    );
+                    self.change(partition, replication::Change::Replace { promote, remove }, base, now);
                 }
                 Some(Step::Transfer(to)) => self.transfer(partition, to, now),
                 None => {}
@@ -700,8 +610,7 @@ impl Swarm {
         if held > 0 && others {
             if self.leaving != Some(held) {
                 self.leaving = Some(held);
-                self.outputs
-                    .push_back(Output::Event(NodeEvent::Draining { remaining: held }));
+                self.outputs.push_back(Output::Event(NodeEvent::Draining { remaining: held }));
             }
             return false;
         }
@@ -713,18 +622,10 @@ impl Swarm {
 }
 
 fn group_view(group: &GroupStatus) -> GroupView {
-    let caught_up = |node: NodeId| {
-        group
-            .progress
-            .iter()
-            .any(|replica| replica.node == node && replica.caught_up)
-    };
+    let caught_up =
+        |node: NodeId| group.progress.iter().any(|replica| replica.node == node && replica.caught_up);
     GroupView {
         voters: group.voters.clone(),
-        learners: group
-            .learners
-            .iter()
-            .map(|node| (*node, caught_up(*node)))
-            .collect(),
+        learners: group.learners.iter().map(|node| (*node, caught_up(*node))).collect(),
     }
 }

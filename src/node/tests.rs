@@ -27,22 +27,9 @@ const RETRY: Duration = Duration::from_millis(20);
 enum Event {
     LinkUp(NodeId, NodeId),
     LinkDown(NodeId, NodeId),
-    Message {
-        from: NodeId,
-        to: NodeId,
-        message: Message,
-    },
-    Request {
-        from: NodeId,
-        tag: u64,
-        to: NodeId,
-        request: Request,
-    },
-    Response {
-        to: NodeId,
-        tag: u64,
-        response: Response,
-    },
+    Message { from: NodeId, to: NodeId, message: Message },
+    Request { from: NodeId, tag: u64, to: NodeId, request: Request },
+    Response { tag: u64, response: Response },
 }
 
 struct World {
@@ -125,15 +112,8 @@ impl World {
         self.nodes.remove(&node);
         // A broken link fails the calls that wait on it.
         let waiting: Vec<_> = self.forwarded.extract_if(.., |(at, _), _| *at == node).collect();
-        for (_, (to, tag)) in waiting {
-            self.schedule(
-                Duration::from_millis(1),
-                Event::Response {
-                    to,
-                    tag,
-                    response: Response::Unknown,
-                },
-            );
+        for (_, (_, tag)) in waiting {
+            self.schedule(Duration::from_millis(1), Event::Response { tag, response: Response::Unknown });
         }
         for (a, b) in self.links.clone() {
             if a == node || b == node {
@@ -167,43 +147,25 @@ impl World {
         let now = self.now;
         self.nodes.get_mut(&node).unwrap().leave(now);
         self.drain(node);
-        self.run_until(Duration::from_secs(20), "it has left", |world| {
-            world.left.contains(&node)
-        });
+        self.run_until(Duration::from_secs(20), "it has left", |world| world.left.contains(&node));
         self.kill(node);
     }
 
     /// Puts until it is acknowledged, as a client does: same origin, next node if one refuses.
     fn put(&mut self, via: &[NodeId], key: &str, value: &str) -> Reply {
         let partition = partition_of(key);
-        let operation = Operation::Put {
-            key: key.into(),
-            value: value.into(),
-            ttl_ms: None,
-        };
-        let origin = Origin {
-            session: SessionId(7),
-            sequence: self.writes,
-            settled_below: self.writes,
-        };
+        let operation = Operation::Put { key: key.into(), value: value.into(), ttl_ms: None };
+        let origin = Origin { session: SessionId(7), sequence: self.writes, settled_below: self.writes };
         self.writes += 1;
         let deadline = self.now + Duration::from_secs(5);
         for attempt in 0.. {
             let node = via[attempt % via.len()];
-            let request = Request::Write {
-                partition,
-                origin,
-                operation: operation.clone(),
-                forwarded: false,
-            };
+            let request =
+                Request::Write { partition, origin, operation: operation.clone(), forwarded: false };
             if let Some(Response::Reply(reply)) = self.call(node, request) {
                 return reply;
             }
-            assert!(
-                self.now < deadline,
-                "seed {}: put of {key} takes longer than 5 s",
-                self.seed
-            );
+            assert!(self.now < deadline, "seed {}: put of {key} takes longer than 5 s", self.seed);
             self.run(RETRY);
         }
         unreachable!()
@@ -214,18 +176,12 @@ impl World {
         let deadline = self.now + Duration::from_secs(5);
         for attempt in 0.. {
             let request = read(key, Consistency::Linearizable);
-            if let Some(Response::Answer {
-                answer: Answer::Entry(entry),
-                ..
-            }) = self.call(via[attempt % via.len()], request)
+            if let Some(Response::Answer { answer: Answer::Entry(entry), .. }) =
+                self.call(via[attempt % via.len()], request)
             {
                 return entry.map(|entry| String::from_utf8(entry.value).unwrap());
             }
-            assert!(
-                self.now < deadline,
-                "seed {}: get of {key} takes longer than 5 s",
-                self.seed
-            );
+            assert!(self.now < deadline, "seed {}: get of {key} takes longer than 5 s", self.seed);
             self.run(RETRY);
         }
         unreachable!()
@@ -252,21 +208,13 @@ impl World {
     fn run_until(&mut self, limit: Duration, what: &str, done: impl Fn(&Self) -> bool) {
         let until = self.now + limit;
         while !done(self) {
-            assert!(
-                self.step(until),
-                "seed {}: not within {limit:?}: {what}",
-                self.seed
-            );
+            assert!(self.step(until), "seed {}: not within {limit:?}: {what}", self.seed);
         }
     }
 
     /// Until all nodes are in one swarm and every partition has its replicas where the ring wants them.
     fn settle(&mut self) {
-        self.run_until(
-            Duration::from_secs(15),
-            "one swarm, all replicas in place",
-            World::in_place,
-        );
+        self.run_until(Duration::from_secs(15), "one swarm, all replicas in place", World::in_place);
     }
 
     // -- looking --
@@ -277,11 +225,7 @@ impl World {
 
     /// Replicas held by each node, by the nodes' own word.
     fn replicas(&self, node: NodeId) -> BTreeSet<PartitionId> {
-        self.nodes[&node]
-            .replicas()
-            .into_iter()
-            .map(|status| status.partition)
-            .collect()
+        self.nodes[&node].replicas().into_iter().map(|status| status.partition).collect()
     }
 
     fn in_place(&self) -> bool {
@@ -323,11 +267,7 @@ impl World {
 
     /// Lets the next thing happen, unless it is after `until`.
     fn step(&mut self, until: Timestamp) -> bool {
-        let timer = self
-            .nodes
-            .iter()
-            .map(|(node, core)| (core.next_deadline(self.now), *node))
-            .min();
+        let timer = self.nodes.iter().map(|(node, core)| (core.next_deadline(self.now), *node)).min();
         let event = self.queue.first_key_value().map(|(at, _)| *at);
         match (timer, event) {
             (Some((due, node)), event) if due <= until && event.is_none_or(|(at, _)| due < at) => {
@@ -373,12 +313,7 @@ impl World {
                     self.drain(to);
                 }
             }
-            Event::Request {
-                from,
-                tag,
-                to,
-                request,
-            } => {
+            Event::Request { from, tag, to, request } => {
                 if linked(&self.links, from, to)
                     && let Some(core) = self.nodes.get_mut(&to)
                 {
@@ -388,17 +323,10 @@ impl World {
                     core.request(second, request, now);
                     self.drain(to);
                 } else {
-                    self.schedule(
-                        Duration::ZERO,
-                        Event::Response {
-                            to: from,
-                            tag,
-                            response: Response::Unknown,
-                        },
-                    );
+                    self.schedule(Duration::ZERO, Event::Response { tag, response: Response::Unknown });
                 }
             }
-            Event::Response { to: _, tag, response } => {
+            Event::Response { tag, response } => {
                 self.responses.insert(tag, response);
             }
         }
@@ -411,27 +339,15 @@ impl World {
             match output {
                 Output::Send { to, message } => {
                     // A link keeps order: later messages do not overtake.
-                    let event = Event::Message {
-                        from: node,
-                        to,
-                        message,
-                    };
+                    let event = Event::Message { from: node, to, message };
                     self.schedule(Duration::from_micros(200), event);
                 }
                 Output::Respond { tag, response } => match self.forwarded.remove(&(node, tag)) {
-                    Some((to, tag)) => self.schedule(delay, Event::Response { to, tag, response }),
+                    Some((_, tag)) => self.schedule(delay, Event::Response { tag, response }),
                     None => drop(self.responses.insert(tag, response)),
                 },
                 Output::Forward { tag, to, request } => {
-                    self.schedule(
-                        delay,
-                        Event::Request {
-                            from: node,
-                            tag,
-                            to,
-                            request,
-                        },
-                    );
+                    self.schedule(delay, Event::Request { from: node, tag, to, request });
                 }
                 Output::Event(event) => self.events.entry(node).or_default().push(event),
                 Output::Left => drop(self.left.insert(node)),
@@ -449,12 +365,7 @@ fn partition_of(key: &str) -> PartitionId {
 
 fn read(key: &str, consistency: Consistency) -> Request {
     let query = Query::Get { key: key.into() };
-    Request::Read {
-        partition: partition_of(key),
-        consistency,
-        query,
-        forwarded: false,
-    }
+    Request::Read { partition: partition_of(key), consistency, query, forwarded: false }
 }
 
 fn keys(count: usize) -> impl Iterator<Item = String> {
@@ -533,18 +444,9 @@ fn a_minority_says_so_and_reads_stale_and_the_majority_goes_on() {
         for key in keys(10) {
             world.put(majority, &key, "after");
             let refused = world.call(minority, read(&key, Consistency::Linearizable));
-            assert_eq!(
-                refused,
-                Some(Response::Refused(Refusal::NoQuorum)),
-                "seed {}",
-                world.seed
-            );
+            assert_eq!(refused, Some(Response::Refused(Refusal::NoQuorum)), "seed {}", world.seed);
             let stale = world.call(minority, read(&key, Consistency::Stale));
-            let Some(Response::Answer {
-                answer: Answer::Entry(Some(entry)),
-                stale: true,
-            }) = stale
-            else {
+            let Some(Response::Answer { answer: Answer::Entry(Some(entry)), stale: true }) = stale else {
                 panic!("seed {}: {stale:?}", world.seed);
             };
             assert_eq!(entry.value, b"before");
@@ -574,12 +476,7 @@ fn nodes_join_and_leave_and_nothing_is_lost() {
             world.leave(leaver);
             assert!(world.events[&leaver].contains(&NodeEvent::Left));
             for key in keys(30) {
-                assert_eq!(
-                    world.get(&nodes, &key).as_deref(),
-                    Some("value"),
-                    "seed {}",
-                    world.seed
-                );
+                assert_eq!(world.get(&nodes, &key).as_deref(), Some("value"), "seed {}", world.seed);
             }
         }
         assert_eq!(world.replicas(nodes[0]).len(), PARTITIONS as usize);

@@ -67,9 +67,7 @@ impl VisitorBuilder {
     /// If no node of it can be reached.
     pub async fn connect(self) -> Result<Visitor, ConnectError> {
         let (tickets, mut addresses) = split(&self.join)?;
-        let swarm = tickets
-            .first()
-            .map_or_else(|| self.swarm.clone(), |ticket| ticket.name.clone());
+        let swarm = tickets.first().map_or_else(|| self.swarm.clone(), |ticket| ticket.name.clone());
         addresses.extend(tickets.iter().flat_map(|ticket| ticket.addresses.iter().cloned()));
         let neighbours = Rendezvous::open(self.runtime_directory.clone())
             .map(|rendezvous| rendezvous.nodes(&swarm))
@@ -78,10 +76,8 @@ impl VisitorBuilder {
             .secret
             .or_else(|| tickets.first().and_then(|ticket| ticket.secret.clone()))
             .or_else(|| neighbours.first()?.secret.as_deref()?.parse().ok());
-        let local: Vec<NodeId> = neighbours
-            .iter()
-            .filter_map(|neighbour| neighbour.node.parse().ok())
-            .collect();
+        let local: Vec<NodeId> =
+            neighbours.iter().filter_map(|neighbour| neighbour.node.parse().ok()).collect();
         if self.join.is_empty() {
             addresses.extend(neighbours.into_iter().flat_map(|neighbour| neighbour.addresses));
             if addresses.is_empty() {
@@ -93,16 +89,9 @@ impl VisitorBuilder {
         let mut config = NetConfig::new(Identity::generate(), swarm.as_str());
         config.secret = secret;
         config.role = Role::Visitor;
-        let (net, mut events) = Net::start(
-            config,
-            Arc::new(Door {
-                linked: Arc::clone(&linked),
-            }),
-        )
-        .await?;
+        let (net, mut events) = Net::start(config, Arc::new(Door { linked: Arc::clone(&linked) })).await?;
         for address in &addresses {
-            net.dial(address)
-                .map_err(|error| StartError::Address(error.to_string()))?;
+            net.dial(address).map_err(|error| StartError::Address(error.to_string()))?;
         }
         let mut reasons = Vec::new();
         let reached =
@@ -113,11 +102,7 @@ impl VisitorBuilder {
             reasons.truncate(MAX_REASONS);
             return Err(ConnectError::Unreachable { swarm, reasons });
         }
-        Ok(Visitor {
-            net,
-            local,
-            _events: events,
-        })
+        Ok(Visitor { net, local, _events: events })
     }
 }
 

@@ -72,10 +72,7 @@ pub(crate) struct Roster {
 impl Roster {
     /// The replica on `node`.
     pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
-        self.replicas
-            .iter()
-            .find(|(_, holder)| **holder == node)
-            .map(|(id, _)| *id)
+        self.replicas.iter().find(|(_, holder)| **holder == node).map(|(id, _)| *id)
     }
 
     /// Whether the group once had this replica and has removed it.
@@ -120,18 +117,10 @@ impl Voting {
                 .iter()
                 .flat_map(|ids| ids.iter())
                 .all(|id| roster.replicas.contains_key(&ReplicaId(*id)) && *id <= roster.last_replica)
-            && self
-                .learners
-                .iter()
-                .all(|id| !self.voters.contains(id) && !self.outgoing.contains(id))
-            && self
-                .learners_next
-                .iter()
-                .all(|id| self.outgoing.contains(id) && !self.voters.contains(id))
+            && self.learners.iter().all(|id| !self.voters.contains(id) && !self.outgoing.contains(id))
+            && self.learners_next.iter().all(|id| self.outgoing.contains(id) && !self.voters.contains(id))
             && (!self.outgoing.is_empty() || (self.learners_next.is_empty() && !self.auto_leave))
-            && [&self.voters, &self.learners, &self.outgoing]
-                .iter()
-                .any(|ids| ids.contains(&me.0))
+            && [&self.voters, &self.learners, &self.outgoing].iter().any(|ids| ids.contains(&me.0))
     }
 
     /// Whether the nodes for which `up` holds form a quorum (in a joint configuration: of both halves).

@@ -1,6 +1,8 @@
 //! The one place that touches the fields of the Raft core's protobuf types, in the style that both of its
 //! codecs share.
 
+#![allow(clippy::field_reassign_with_default, reason = "the two codecs share no other way to fill a message")]
+
 use raft::eraftpb;
 use raft::eraftpb::{ConfChangeTransition, ConfChangeType, EntryType, MessageType};
 
@@ -134,11 +136,7 @@ pub(super) fn conf_change(steps: &[ConfigStep]) -> eraftpb::ConfChangeV2 {
     // One learner more or less changes no quorum: the simple way. Everything else by joint consensus, which
     // the core leaves by itself.
     let simple = matches!(steps, [] | [ConfigStep::AddLearner(..)]);
-    change.set_transition(if simple {
-        ConfChangeTransition::Auto
-    } else {
-        ConfChangeTransition::Implicit
-    });
+    change.set_transition(if simple { ConfChangeTransition::Auto } else { ConfChangeTransition::Implicit });
     change.set_changes(singles.into());
     change
 }

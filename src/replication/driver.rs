@@ -107,9 +107,7 @@ impl Driver {
         self.touched.remove(&partition);
         let destroyed = self.destroyed.entry(partition).or_insert(group.id());
         *destroyed = (*destroyed).max(group.id());
-        self.shared
-            .outputs
-            .push_back(Output::ReplicaRemoved { partition });
+        self.shared.outputs.push_back(Output::ReplicaRemoved { partition });
     }
 
     /// Proposes an operation; [`Output::Outcome`] tells what became of it.
@@ -123,7 +121,7 @@ impl Driver {
     ) {
         self.advance_to(now);
         let served = self.with(partition, |group, shared| {
-            group.propose(tag, origin, operation, shared)
+            group.propose(tag, origin, operation, shared);
         });
         self.refuse_unless(served, tag);
     }
@@ -137,10 +135,7 @@ impl Driver {
 
     /// Reads from what this node has, which may be old.
     pub fn read_stale(&mut self, partition: PartitionId, tag: u64, query: &Query) {
-        let served = self
-            .groups
-            .get(&partition)
-            .map(|group| group.read_stale(tag, query, &mut self.shared));
+        let served = self.groups.get(&partition).map(|group| group.read_stale(tag, query, &mut self.shared));
         self.refuse_unless(served, tag);
     }
 
@@ -192,11 +187,8 @@ impl Driver {
             return;
         }
         if message.body == Body::Inquiry {
-            let removed = self
-                .groups
-                .get(&partition)
-                .filter(|group| group.has_removed(message.from))
-                .map(Group::id);
+            let removed =
+                self.groups.get(&partition).filter(|group| group.has_removed(message.from)).map(Group::id);
             if let Some(me) = removed {
                 let answer = Group::message(partition, me, message.from, Body::Retired);
                 self.shared.send(from, answer);
@@ -210,7 +202,7 @@ impl Driver {
             } else if to > group.id() && !group.inquired_lately(self.shared.now) {
                 // The group has taken this node in again under a new id: so the replica here was removed. That
                 // is for the group to say, and then the new one is created.
-                self.with(partition, |group, shared| group.ask_whether_in(shared));
+                self.with(partition, Group::ask_whether_in);
             }
             return;
         }
@@ -219,10 +211,7 @@ impl Driver {
             Body::SnapshotChunk(_) => true,
             _ => false,
         };
-        let late = self
-            .destroyed
-            .get(&partition)
-            .is_some_and(|destroyed| to <= *destroyed);
+        let late = self.destroyed.get(&partition).is_some_and(|destroyed| to <= *destroyed);
         if !from_leader || late || to.0 == 0 {
             return;
         }
@@ -231,9 +220,7 @@ impl Driver {
             return;
         };
         self.groups.insert(partition, group);
-        self.shared
-            .outputs
-            .push_back(Output::ReplicaCreated { partition });
+        self.shared.outputs.push_back(Output::ReplicaCreated { partition });
         self.with(partition, |group, shared| group.receive(from, message, shared));
     }
 
@@ -283,8 +270,7 @@ impl Driver {
     /// was begun; proposals are refused until it is done or called off, after half a second.
     pub fn transfer(&mut self, partition: PartitionId, to: NodeId, now: Timestamp) -> bool {
         self.advance_to(now);
-        self.with(partition, |group, shared| group.transfer(to, shared))
-            .unwrap_or(false)
+        self.with(partition, |group, shared| group.transfer(to, shared)).unwrap_or(false)
     }
 
     /// Hands over every leadership to whoever is best placed: before a stop. How many were begun.
@@ -296,9 +282,7 @@ impl Driver {
             .filter(|(_, group)| group.is_leader())
             .map(|(partition, _)| *partition)
             .collect();
-        led.into_iter()
-            .filter(|partition| self.with(*partition, Group::hand_over).unwrap_or(false))
-            .count()
+        led.into_iter().filter(|partition| self.with(*partition, Group::hand_over).unwrap_or(false)).count()
     }
 
     /// When [`Driver::handle_deadline`] is to be called next.
@@ -330,7 +314,7 @@ impl Driver {
         }
         let config = &self.shared.config;
         self.ticks += 1;
-        let beat = self.ticks % config.ticks(config.heartbeat) == 0;
+        let beat = self.ticks.is_multiple_of(config.ticks(config.heartbeat));
         for partition in self.groups.keys().copied().collect::<Vec<_>>() {
             self.with(partition, |group, shared| group.tick(beat, shared));
         }
@@ -363,9 +347,7 @@ impl Driver {
                 }
             }
             if !frame.is_empty() {
-                self.shared
-                    .outputs
-                    .push_back(Output::Frame { to, messages: frame });
+                self.shared.outputs.push_back(Output::Frame { to, messages: frame });
             }
         }
         self.shared.outputs.pop_front()
@@ -373,9 +355,7 @@ impl Driver {
 
     /// How the replica of a partition on this node is; `None` if there is none.
     pub fn group(&self, partition: PartitionId) -> Option<GroupStatus> {
-        self.groups
-            .get(&partition)
-            .map(|group| group.status(&self.shared))
+        self.groups.get(&partition).map(|group| group.status(&self.shared))
     }
 
     /// Who leads a partition, if this node has a replica of it and knows a leader that it is linked with.

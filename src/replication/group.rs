@@ -153,7 +153,7 @@ enum Ask {
     Wait { key: Vec<u8>, seen: Option<Version> },
 }
 
-/// A ReadIndex round: the reads that joined before it was first asked, and when it was asked.
+/// A `ReadIndex` round: the reads that joined before it was first asked, and when it was asked.
 #[derive(Debug)]
 struct Round {
     attempts: VecDeque<(u64, Timestamp)>,
@@ -241,10 +241,7 @@ impl Group {
             last_replica: 1,
             config: super::log::FOUNDING.0,
         };
-        let voting = Voting {
-            voters: vec![1],
-            ..Voting::default()
-        };
+        let voting = Voting { voters: vec![1], ..Voting::default() };
         let log = Log::founding(&voting);
         let mut group = Self::make(partition, ReplicaId(1), log, roster, voting, shared)?;
         group.initialised = true;
@@ -255,14 +252,7 @@ impl Group {
 
     /// A replica that a leader has addressed and that knows nothing yet.
     pub(super) fn blank(partition: PartitionId, id: ReplicaId, shared: &mut Shared) -> Made {
-        Self::make(
-            partition,
-            id,
-            Log::empty(),
-            Roster::default(),
-            Voting::default(),
-            shared,
-        )
+        Self::make(partition, id, Log::empty(), Roster::default(), Voting::default(), shared)
     }
 
     fn make(
@@ -350,11 +340,7 @@ impl Group {
     }
 
     fn node_of(&self, id: ReplicaId) -> Option<NodeId> {
-        self.roster
-            .replicas
-            .get(&id)
-            .or_else(|| self.hints.get(&id))
-            .copied()
+        self.roster.replicas.get(&id).or_else(|| self.hints.get(&id)).copied()
     }
 
     /// Who leads, if that is known and its link stands.
@@ -373,11 +359,8 @@ impl Group {
 
     pub(super) fn status(&self, shared: &Shared) -> GroupStatus {
         let raft = &self.raw.raft;
-        let nodes = |ids: &[u64]| {
-            ids.iter()
-                .filter_map(|id| self.node_of(ReplicaId(*id)))
-                .collect::<Vec<_>>()
-        };
+        let nodes =
+            |ids: &[u64]| ids.iter().filter_map(|id| self.node_of(ReplicaId(*id))).collect::<Vec<_>>();
         let role = match raft.state {
             StateRole::Leader => Role::Leader,
             _ if !self.voting.votes(self.id.0) => Role::Learner,
@@ -416,11 +399,7 @@ impl Group {
             voters: nodes(&self.voting.voters),
             learners: nodes(&self.voting.learners),
             progress,
-            has_quorum: if role == Role::Leader {
-                self.quorum_linked
-            } else {
-                hears_leader
-            },
+            has_quorum: if role == Role::Leader { self.quorum_linked } else { hears_leader },
             keys: self.machine.len(),
             bytes: self.machine.bytes(),
             applied: self.applied(),
@@ -444,6 +423,8 @@ impl Group {
         self.is_live(id, shared)
             && self.raw.raft.prs().get(id.0).is_some_and(|progress| {
                 progress.state != ProgressState::Snapshot
+                    // However short the log: without the state it could not even vote.
+                    && progress.matched > 0
                     && progress.matched + CAUGHT_UP_ENTRIES >= self.last_index()
             })
     }
@@ -492,11 +473,7 @@ impl Group {
         let Some(time) = self.stamp(shared.now) else {
             return Err(Refusal::NotLeader { leader: None });
         };
-        let data = codec::encode(&Command {
-            time,
-            origin,
-            operation,
-        });
+        let data = codec::encode(&Command { time, origin, operation });
         if data.len() > MAX_COMMAND_BYTES {
             return Err(Refusal::TooLarge);
         }
@@ -522,24 +499,12 @@ impl Group {
     }
 
     pub(super) fn read(&mut self, tag: u64, query: Query, shared: &mut Shared) {
-        self.ask(
-            Read {
-                tag,
-                ask: Ask::Query(query),
-            },
-            shared,
-        );
+        self.ask(Read { tag, ask: Ask::Query(query) }, shared);
     }
 
     pub(super) fn wait(&mut self, tag: u64, key: Vec<u8>, seen: Option<Version>, shared: &mut Shared) {
         shared.waits.insert(tag, self.partition);
-        self.ask(
-            Read {
-                tag,
-                ask: Ask::Wait { key, seen },
-            },
-            shared,
-        );
+        self.ask(Read { tag, ask: Ask::Wait { key, seen } }, shared);
     }
 
     fn ask(&mut self, read: Read, shared: &mut Shared) {
@@ -654,10 +619,7 @@ impl Group {
                 self.serve(read, shared);
             }
         }
-        let idle = self
-            .lead
-            .as_ref()
-            .is_some_and(|lead| lead.round.is_none() && !lead.waiting.is_empty());
+        let idle = self.lead.as_ref().is_some_and(|lead| lead.round.is_none() && !lead.waiting.is_empty());
         if idle && self.raw.raft.commit_to_current_term() {
             self.begin_round(shared);
             return true;
@@ -764,9 +726,7 @@ impl Group {
             return Err(ChangeError::NotLeader);
         }
         if based_on != self.roster.config {
-            return Err(ChangeError::Stale {
-                current: self.roster.config,
-            });
+            return Err(ChangeError::Stale { current: self.roster.config });
         }
         // Before the first entry of its term is applied, a leader may not know of its predecessor's changes.
         if self.is_changing()
@@ -784,9 +744,7 @@ impl Group {
         };
         self.flush_batch(shared);
         let context = codec::encode(&steps);
-        self.raw
-            .propose_conf_change(context, convert::conf_change(&steps))
-            .map_err(|_| ChangeError::Pending)
+        self.raw.propose_conf_change(context, convert::conf_change(&steps)).map_err(|_| ChangeError::Pending)
     }
 
     fn learner_steps(&self, nodes: &[NodeId]) -> Result<Vec<ConfigStep>, ChangeError> {
@@ -835,10 +793,7 @@ impl Group {
             steps.push(ConfigStep::Promote(id));
         }
         for node in remove {
-            let id = self
-                .roster
-                .replica_on(*node)
-                .ok_or(ChangeError::NoSuchReplica(*node))?;
+            let id = self.roster.replica_on(*node).ok_or(ChangeError::NoSuchReplica(*node))?;
             if id == self.id {
                 return Err(ChangeError::RemovesLeader);
             }
@@ -846,10 +801,7 @@ impl Group {
             steps.push(ConfigStep::Remove(id));
         }
         // The new configuration must be able to decide, or leaving the joint one would hang.
-        let after = Voting {
-            voters: voters.into_iter().collect(),
-            ..Voting::default()
-        };
+        let after = Voting { voters: voters.into_iter().collect(), ..Voting::default() };
         if !self.reaches_quorum(&after, shared) {
             return Err(ChangeError::NoQuorum);
         }
@@ -891,15 +843,12 @@ impl Group {
             .filter_map(|(id, node)| Some((self.raw.raft.prs().get(id.0)?.matched, *id, *node)))
             .collect();
         candidates.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
-        candidates
-            .into_iter()
-            .any(|(_, _, node)| self.transfer(node, shared))
+        candidates.into_iter().any(|(_, _, node)| self.transfer(node, shared))
     }
 
     fn reaches_quorum(&self, voting: &Voting, shared: &Shared) -> bool {
         voting.has_quorum(|id| {
-            self.node_of(ReplicaId(id))
-                .is_some_and(|node| node == shared.me || shared.linked.contains(&node))
+            self.node_of(ReplicaId(id)).is_some_and(|node| node == shared.me || shared.linked.contains(&node))
         })
     }
 
@@ -930,9 +879,7 @@ impl Group {
     fn rank(&self, shared: &Shared) -> u32 {
         let before = self.voting.voters.iter().filter(|id| {
             **id < self.id.0
-                && self
-                    .node_of(ReplicaId(**id))
-                    .is_some_and(|node| shared.linked.contains(&node))
+                && self.node_of(ReplicaId(**id)).is_some_and(|node| shared.linked.contains(&node))
         });
         u32::try_from(before.count()).unwrap_or(u32::MAX)
     }
@@ -946,15 +893,11 @@ impl Group {
         let mut at = shared.now.max(self.promise_until) + shared.config.campaign_step * self.rank(shared);
         if self.campaigns > 0 {
             let retry = (CAMPAIGN_RETRY * 2u32.pow(self.campaigns.min(5) - 1)).min(CAMPAIGN_RETRY_MAX);
-            let jitter = shared
-                .rng
-                .random_range(0..=retry.as_micros().try_into().unwrap_or(0u64) / 4);
+            let jitter = shared.rng.random_range(0..=retry.as_micros().try_into().unwrap_or(0u64) / 4);
             at = at + retry + Duration::from_micros(jitter);
         }
         self.campaign_at = Some(at);
-        shared
-            .timers
-            .insert((self.promise_until.max(shared.now), self.partition));
+        shared.timers.insert((self.promise_until.max(shared.now), self.partition));
         shared.timers.insert((at, self.partition));
     }
 
@@ -1052,9 +995,7 @@ impl Group {
             self.raw.raft.abort_leader_transfer();
         }
         lead.joint_since = joint.then(|| lead.joint_since.unwrap_or(now));
-        let stuck = lead
-            .joint_since
-            .is_some_and(|since| now.since(since) > JOINT_STUCK_AFTER);
+        let stuck = lead.joint_since.is_some_and(|since| now.since(since) > JOINT_STUCK_AFTER);
         lead.retired.retain(|_, (_, until)| now < *until);
         for (id, (node, _)) in &lead.retired {
             shared.send(*node, Self::message(self.partition, self.id, *id, Body::Retired));
@@ -1062,18 +1003,12 @@ impl Group {
         if stuck && !pending_conf {
             // The core leaves a joint configuration by itself, but not in every order of a change of leaders.
             lead.joint_since = Some(now);
-            let _ = self
-                .raw
-                .propose_conf_change(Vec::new(), convert::conf_change(&[]));
+            let _ = self.raw.propose_conf_change(Vec::new(), convert::conf_change(&[]));
         }
     }
 
     fn tick_transfers(&mut self, shared: &mut Shared) {
-        if self
-            .incoming
-            .as_ref()
-            .is_some_and(|incoming| incoming.is_abandoned(shared.now))
-        {
+        if self.incoming.as_ref().is_some_and(|incoming| incoming.is_abandoned(shared.now)) {
             self.drop_incoming(shared);
         }
         if self.outgoing.is_empty() {
@@ -1090,10 +1025,7 @@ impl Group {
             }
         }
         for (id, node, chunk) in pieces {
-            shared.send(
-                node,
-                Self::message(self.partition, self.id, id, Body::SnapshotChunk(chunk)),
-            );
+            shared.send(node, Self::message(self.partition, self.id, id, Body::SnapshotChunk(chunk)));
         }
         for id in failed {
             self.end_outgoing(id, SnapshotStatus::Failure, shared);
@@ -1117,10 +1049,7 @@ impl Group {
     pub(super) fn ask_whether_in(&mut self, shared: &mut Shared) {
         self.inquired_at = shared.now;
         for node in shared.linked.clone() {
-            shared.send(
-                node,
-                Self::message(self.partition, self.id, ReplicaId(0), Body::Inquiry),
-            );
+            shared.send(node, Self::message(self.partition, self.id, ReplicaId(0), Body::Inquiry));
         }
     }
 
@@ -1136,12 +1065,7 @@ impl Group {
         to: ReplicaId,
         body: Body,
     ) -> GroupMessage {
-        GroupMessage {
-            partition,
-            from,
-            to,
-            body,
-        }
+        GroupMessage { partition, from, to, body }
     }
 
     /// Takes a message for this replica. What is odd is dropped and counted.
@@ -1324,10 +1248,7 @@ impl Group {
         let transfer = shared.next_id();
         let mut outgoing = Outgoing::new(node, transfer, &header, data, shared.now);
         for chunk in outgoing.pieces(shared.now) {
-            shared.send(
-                node,
-                Self::message(self.partition, self.id, to, Body::SnapshotChunk(chunk)),
-            );
+            shared.send(node, Self::message(self.partition, self.id, to, Body::SnapshotChunk(chunk)));
         }
         self.outgoing.insert(to, outgoing);
     }
@@ -1366,14 +1287,8 @@ impl Group {
             shared.dropped += 1;
             return;
         };
-        let ack = SnapshotAck {
-            transfer: chunk.transfer,
-            state,
-        };
-        shared.send(
-            node,
-            Self::message(self.partition, self.id, from, Body::SnapshotAck(ack)),
-        );
+        let ack = SnapshotAck { transfer: chunk.transfer, state };
+        shared.send(node, Self::message(self.partition, self.id, from, Body::SnapshotAck(ack)));
     }
 
     /// Takes a piece; what to say to it, if anything.
@@ -1552,15 +1467,9 @@ impl Group {
         self.roster = header.roster;
         self.initialised = true;
         self.hints.retain(|id, _| !self.roster.replicas.contains_key(id));
-        self.raw
-            .mut_store()
-            .install(header.index, header.term, &self.voting);
+        self.raw.mut_store().install(header.index, header.term, &self.voting);
         self.relink(shared);
-        while self
-            .pending
-            .front()
-            .is_some_and(|pending| pending.index <= header.index)
-        {
+        while self.pending.front().is_some_and(|pending| pending.index <= header.index) {
             if let Some(tag) = self.pending.pop_front().and_then(|pending| pending.tag) {
                 shared.outcome(tag, Outcome::Unknown);
             }
@@ -1597,10 +1506,7 @@ impl Group {
                     shared.outcome(tag, Outcome::Unknown);
                 }
             }
-            let pending = tags
-                .into_iter()
-                .zip(first..)
-                .map(|(tag, index)| Pending { index, term, tag });
+            let pending = tags.into_iter().zip(first..).map(|(tag, index)| Pending { index, term, tag });
             self.pending.extend(pending);
             return;
         }
@@ -1678,9 +1584,7 @@ impl Group {
             return None;
         };
         let watched = self.lead.as_ref().is_some_and(|lead| lead.watcher_count > 0);
-        let key = watched
-            .then(|| command.operation.key().map(<[u8]>::to_vec))
-            .flatten();
+        let key = watched.then(|| command.operation.key().map(<[u8]>::to_vec)).flatten();
         let expires = self.machine.next_due().is_some_and(|due| due <= command.time);
         let reply = self.machine.apply(index, command);
         if watched {
@@ -1762,18 +1666,12 @@ impl Group {
         let stepped_down = term == self.seen.0 && self.seen.1 == StateRole::Leader;
         self.seen = (term, role);
         self.draw_election_timeout(shared);
-        if self
-            .lead
-            .as_ref()
-            .is_some_and(|lead| role != StateRole::Leader || lead.term != term)
-        {
+        if self.lead.as_ref().is_some_and(|lead| role != StateRole::Leader || lead.term != term) {
             // In the same term only for want of a quorum.
             let refusal = if stepped_down {
                 Refusal::NoQuorum
             } else {
-                Refusal::NotLeader {
-                    leader: self.leader(shared),
-                }
+                Refusal::NotLeader { leader: self.leader(shared) }
             };
             self.refuse_reads(refusal, shared);
             self.lead = None;
@@ -1817,10 +1715,7 @@ impl Group {
         let leader = self.leader(shared);
         if leader != self.announced {
             self.announced = leader;
-            shared.outputs.push_back(Output::LeaderChanged {
-                partition: self.partition,
-                leader,
-            });
+            shared.outputs.push_back(Output::LeaderChanged { partition: self.partition, leader });
         }
         if leader.is_some() {
             self.campaign_at = None;
@@ -1862,11 +1757,7 @@ impl Group {
                 .filter(|(id, progress)| **id != self.id.0 && progress.recent_active)
                 .map(|(_, progress)| progress.matched.max(progress.pending_snapshot))
                 .min();
-            (
-                needed.unwrap_or(applied).min(applied),
-                config.log_entries,
-                config.log_bytes,
-            )
+            (needed.unwrap_or(applied).min(applied), config.log_entries, config.log_bytes)
         };
         if over(entries, bytes) {
             self.raw.mut_store().compact(up_to, entries / 2, bytes / 2);

@@ -160,9 +160,7 @@ impl Storage for Log {
         if high > self.last() + 1 {
             return Err(StorageError::Unavailable.into());
         }
-        let limit = max_size
-            .into()
-            .map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+        let limit = max_size.into().map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
         let mut taken = Vec::new();
         let mut bytes = 0;
         for entry in self.entries.range(self.position(low)..self.position(high)) {

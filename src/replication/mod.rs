@@ -9,10 +9,10 @@
 //!
 //! **Method.** One [`Driver`] is fed proposals, reads, messages, links and time. Inputs only mark groups as
 //! touched; [`Driver::poll_output`] then handles each touched group once and packs what all of them have to say
-//! to one node into one [`Output::Frame`]. Consensus is TiKV's Raft core (Ongaro's dissertation: pre-vote 9.6,
-//! leader transfer 3.10, joint consensus 4.3, ReadIndex 6.4); this is the only module that knows it.
+//! to one node into one [`Output::Frame`]. Consensus is `TiKV`'s Raft core (Ongaro's dissertation: pre-vote 9.6,
+//! leader transfer 3.10, joint consensus 4.3, `ReadIndex` 6.4); this is the only module that knows it.
 //!
-//! - **Leases** rest on ReadIndex rounds alone: a follower that hears its leader promises, on its own clock, to
+//! - **Leases** rest on `ReadIndex` rounds alone: a follower that hears its leader promises, on its own clock, to
 //!   support nobody else for [`DriverConfig::lease`]; a leader whose round was confirmed by a quorum serves
 //!   reads for four fifths of that, counted from *before* it asked. Leadership transfer overrides promises, so
 //!   after one was begun the leader serves no lease reads until the end of its term.

@@ -104,11 +104,7 @@ impl Outgoing {
     fn piece(&self, from: usize, until: usize) -> SnapshotChunk {
         SnapshotChunk {
             transfer: self.transfer,
-            header: if from == 0 {
-                self.header.clone()
-            } else {
-                Vec::new()
-            },
+            header: if from == 0 { self.header.clone() } else { Vec::new() },
             offset: from as u64,
             data: self.data[from..until].to_vec(),
         }
@@ -155,13 +151,7 @@ pub(super) struct Incoming {
 impl Incoming {
     pub(super) fn new(from: ReplicaId, transfer: u64, header: SnapshotHeader, now: Timestamp) -> Self {
         // Not reserved by what the header claims: memory follows what arrives.
-        Self {
-            from,
-            transfer,
-            header,
-            data: Vec::new(),
-            progress_at: now,
-        }
+        Self { from, transfer, header, data: Vec::new(), progress_at: now }
     }
 
     /// Takes a piece if it is the next.

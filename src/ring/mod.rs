@@ -7,14 +7,11 @@
 //! - [`Token`]: where a key or a member stands on the circle, by SHA-1;
 //! - [`Ring`]: the map token -> partition -> replica set;
 //! - `placement` (private): who holds what, with bounded loads;
-//! - [`plan`]: the difference of two rings.
+//! - [`plan()`]: the difference of two rings.
 
 mod placement;
 mod plan;
-#[expect(
-    clippy::module_inception,
-    reason = "the file of the type `Ring`, named after it like its siblings"
-)]
+#[expect(clippy::module_inception, reason = "the file of the type `Ring`, named after it like its siblings")]
 mod ring;
 mod token;
 

@@ -54,28 +54,15 @@ pub(super) fn place(members: &[(NodeId, u32)], partitions: PartitionCount, width
         .iter()
         .zip(&sets)
         .map(|(preferences, set)| {
-            preferences
-                .iter()
-                .filter(|(_, member)| set.contains(member))
-                .copied()
-                .collect()
+            preferences.iter().filter(|(_, member)| set.contains(member)).copied().collect()
         })
         .collect();
     let owners = Assignment::solve(&among_replicas, 1, &owner_bounds(members, partitions)).chosen;
 
     let mut replicas = Vec::with_capacity(among_replicas.len() * width);
     for (set, owner) in among_replicas.iter().zip(owners) {
-        let others = set
-            .iter()
-            .map(|(_, member)| *member)
-            .filter(|member| !owner.contains(member));
-        replicas.extend(
-            owner
-                .iter()
-                .copied()
-                .chain(others)
-                .map(|member| members[member].0),
-        );
+        let others = set.iter().map(|(_, member)| *member).filter(|member| !owner.contains(member));
+        replicas.extend(owner.iter().copied().chain(others).map(|member| members[member].0));
     }
     debug_assert_eq!(replicas.len(), among_replicas.len() * width);
     replicas
@@ -85,10 +72,7 @@ pub(super) fn place(members: &[(NodeId, u32)], partitions: PartitionCount, width
 pub(super) fn owner_bounds(members: &[(NodeId, u32)], partitions: PartitionCount) -> Vec<usize> {
     let total: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();
     let partitions = u64::from(partitions.get());
-    members
-        .iter()
-        .map(|(_, weight)| bound(u64::from(*weight) * partitions, total, partitions))
-        .collect()
+    members.iter().map(|(_, weight)| bound(u64::from(*weight) * partitions, total, partitions)).collect()
 }
 
 /// Most replicas that each member may hold. Nobody can hold more than one of each partition: a share above that
@@ -99,11 +83,8 @@ pub(super) fn replica_bounds(
     width: usize,
 ) -> Vec<usize> {
     let partitions = u64::from(partitions.get());
-    let mut by_weight: Vec<(u64, usize)> = members
-        .iter()
-        .enumerate()
-        .map(|(member, (_, weight))| (u64::from(*weight), member))
-        .collect();
+    let mut by_weight: Vec<(u64, usize)> =
+        members.iter().enumerate().map(|(member, (_, weight))| (u64::from(*weight), member)).collect();
     by_weight.sort_unstable_by(|a, b| b.cmp(a));
 
     let mut replicas = partitions * width as u64;
@@ -125,18 +106,13 @@ pub(super) fn replica_bounds(
 
 /// 1.25 times the share `numerator / denominator`, rounded up, at most `partitions`.
 fn bound(numerator: u64, denominator: u64, partitions: u64) -> usize {
-    let bound = (BOUND.0 * numerator)
-        .div_ceil(BOUND.1 * denominator)
-        .min(partitions);
+    let bound = (BOUND.0 * numerator).div_ceil(BOUND.1 * denominator).min(partitions);
     usize::try_from(bound).unwrap_or(usize::MAX)
 }
 
 /// Of each partition, all members, the next clockwise first.
 fn preferences(members: &[(NodeId, u32)], partitions: PartitionCount) -> Vec<Vec<Preference>> {
-    let starts: Vec<u64> = partitions
-        .iter()
-        .map(|partition| partitions.start_of(partition))
-        .collect();
+    let starts: Vec<u64> = partitions.iter().map(|partition| partitions.start_of(partition)).collect();
     let mut preferences = vec![Vec::with_capacity(members.len()); starts.len()];
     for (member, (node, weight)) in members.iter().enumerate() {
         let mut positions: Vec<u64> = (0..weight * VIRTUAL_NODES_PER_WEIGHT)
@@ -160,7 +136,7 @@ struct Assignment<'a> {
     bounds: &'a [usize],
     /// Per partition. Invariant: distinct, and each among the partition's preferences.
     chosen: Vec<Vec<usize>>,
-    /// Per member, how often it is chosen. Invariant: loads[m] <= bounds[m], unless no assignment keeps that.
+    /// Per member, how often it is chosen. Invariant: `loads[m] <= bounds[m]`, unless no assignment keeps that.
     loads: Vec<usize>,
 }
 
@@ -175,11 +151,7 @@ impl<'a> Assignment<'a> {
         };
         let mut pairs: Vec<(u64, usize, usize)> = Vec::new();
         for (partition, preferences) in preferences.iter().enumerate() {
-            pairs.extend(
-                preferences
-                    .iter()
-                    .map(|(distance, member)| (*distance, partition, *member)),
-            );
+            pairs.extend(preferences.iter().map(|(distance, member)| (*distance, partition, *member)));
         }
         pairs.sort_unstable();
         for (_, partition, member) in pairs {

@@ -25,11 +25,7 @@ pub fn plan(old: &Ring, new: &Ring) -> Vec<Move> {
         .filter_map(|partition| {
             let (before, after) = (old.replicas(partition), new.replicas(partition));
             let only_in = |these: &[NodeId], others: &[NodeId]| -> Vec<NodeId> {
-                these
-                    .iter()
-                    .filter(|node| !others.contains(node))
-                    .copied()
-                    .collect()
+                these.iter().filter(|node| !others.contains(node)).copied().collect()
             };
             let change = Move {
                 partition,

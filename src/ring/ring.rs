@@ -80,13 +80,8 @@ impl Ring {
     /// The members that hold a partition, the owner first. Empty if the ring has no member or no such
     /// partition.
     pub fn replicas(&self, partition: PartitionId) -> &[NodeId] {
-        let start = usize::try_from(partition.0)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(self.0.width);
-        self.0
-            .replicas
-            .get(start..start.saturating_add(self.0.width))
-            .unwrap_or_default()
+        let start = usize::try_from(partition.0).unwrap_or(usize::MAX).saturating_mul(self.0.width);
+        self.0.replicas.get(start..start.saturating_add(self.0.width)).unwrap_or_default()
     }
 
     /// The member that should lead a partition.

@@ -52,16 +52,8 @@ fn check(members: &[(NodeId, u32)], ring: &Ring, replicas: usize) {
         .any(|(_, weight)| share_of(*weight) * width as f64 > f64::from(ring.partitions().get()));
     for (index, (node, weight)) in members.iter().enumerate() {
         let (owned, held) = ring.share(*node);
-        assert!(
-            owned <= owns[index],
-            "{node:?} owns {owned}, bound {}",
-            owns[index]
-        );
-        assert!(
-            held <= holds[index],
-            "{node:?} holds {held}, bound {}",
-            holds[index]
-        );
+        assert!(owned <= owns[index], "{node:?} owns {owned}, bound {}", owns[index]);
+        assert!(held <= holds[index], "{node:?} holds {held}, bound {}", holds[index]);
         // The bounds themselves, computed the plain way.
         let ceil = |load: f64| (load - 1e-9).ceil() as usize;
         assert!(owned <= ceil(1.25 * share_of(*weight)));
@@ -133,31 +125,22 @@ fn moved(n: usize, count: u32, seeds: u64) -> (f64, f64) {
         let leave = plan(&with, &without);
         let join = plan(&without, &with);
         let added = |moves: &[Move]| moves.iter().map(|change| change.add.len()).sum::<usize>();
-        assert_eq!(
-            added(&join),
-            leave.iter().map(|change| change.remove.len()).sum::<usize>()
-        );
+        assert_eq!(added(&join), leave.iter().map(|change| change.remove.len()).sum::<usize>());
         replicas += added(&leave).max(added(&join));
         owners += leave.iter().filter(|change| change.owner_changed).count();
     }
     let share = |moves: usize, of: f64| moves as f64 / (of * seeds as f64) * n as f64;
     let width = DEFAULT_REPLICAS as f64;
-    (
-        share(replicas, f64::from(count) * width),
-        share(owners, f64::from(count)),
-    )
+    (share(replicas, f64::from(count) * width), share(owners, f64::from(count)))
 }
 
 #[test]
 fn a_join_or_leave_moves_at_most_one_and_a_half_shares() {
     for count in [64, 256] {
         for n in 4..=20 {
-            let (replicas, owners) = moved(n, count, 40);
+            let (replicas, owners) = moved(n, count, 20);
             println!("P={count} n={n}: replicas moved {replicas:.2}/n, owners changed {owners:.2}/n");
-            assert!(
-                replicas <= 1.5,
-                "P={count} n={n}: {replicas:.2}/n of the replicas moved"
-            );
+            assert!(replicas <= 1.5, "P={count} n={n}: {replicas:.2}/n of the replicas moved");
         }
     }
 }
@@ -198,10 +181,7 @@ fn a_ring_of_nobody_is_empty_and_answers() {
     let ring = Ring::new([], partitions(64), DEFAULT_REPLICAS);
     assert!(ring.is_empty());
     assert_eq!(ring.owner(PartitionId(0)), None);
-    assert_eq!(
-        ring.partition_of(b"abc"),
-        ring.partitions().partition_of(ring.token_of(b"abc"))
-    );
+    assert_eq!(ring.partition_of(b"abc"), ring.partitions().partition_of(ring.token_of(b"abc")));
     let one = Ring::new(nodes(1, 1), partitions(64), DEFAULT_REPLICAS);
     assert!(one.replicas(PartitionId(64)).is_empty());
     assert!(one.replicas(PartitionId(u32::MAX)).is_empty());
@@ -216,10 +196,7 @@ fn the_ring_does_not_change_from_build_to_build() {
         .partitions()
         .iter()
         .map(|partition| {
-            ring.replicas(partition)
-                .iter()
-                .map(|node| node.public_key()[0].to_string())
-                .collect()
+            ring.replicas(partition).iter().map(|node| node.public_key()[0].to_string()).collect()
         })
         .collect();
     assert_eq!(

@@ -121,10 +121,7 @@ mod tests {
 
     #[test]
     fn a_key_stands_where_sha_1_puts_it() {
-        assert_eq!(
-            Token::of_key(b"abc").to_string(),
-            "a9993e364706816aba3e25717850c26c9cd0d89d"
-        );
+        assert_eq!(Token::of_key(b"abc").to_string(), "a9993e364706816aba3e25717850c26c9cd0d89d");
     }
 
     #[test]

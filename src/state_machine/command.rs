@@ -130,10 +130,7 @@ impl Operation {
 
     /// Whether this is about the partition as a whole, and asked for by a node on behalf of its swarm.
     pub fn is_administrative(&self) -> bool {
-        matches!(
-            self,
-            Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. }
-        )
+        matches!(self, Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. })
     }
 
     /// Whether the operation is within the limits; to be asked before it is sent and before it is proposed.

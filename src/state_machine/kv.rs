@@ -110,11 +110,8 @@ impl Keys {
     /// One page of the keys with a prefix, behind `after`.
     pub(super) fn page(&self, prefix: &[u8], after: &[u8], limit: u32, now: PartitionTime) -> Answer {
         let limit = limit.min(MAX_SCAN_ENTRIES) as usize;
-        let start = if after.is_empty() || after < prefix {
-            Bound::Included(prefix)
-        } else {
-            Bound::Excluded(after)
-        };
+        let start =
+            if after.is_empty() || after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
         let mut rest = self
             .slots
             .range::<[u8], _>((start, Bound::Unbounded))
@@ -129,9 +126,6 @@ impl Keys {
             bytes += key.len() + slot.value.len();
             entries.push((KeyBytes::from(key.clone()), slot.entry(now)));
         }
-        Answer::Page {
-            entries,
-            more: rest.peek().is_some(),
-        }
+        Answer::Page { entries, more: rest.peek().is_some() }
     }
 }

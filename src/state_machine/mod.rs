@@ -83,15 +83,8 @@ impl StateMachine {
     fn execute(&mut self, version: Version, operation: Operation) -> Reply {
         match operation {
             Operation::Put { key, value, ttl_ms } => self.set(key, value, version, ttl_ms),
-            Operation::Delete { key } => Reply::Deleted {
-                existed: self.keys.remove(key),
-            },
-            Operation::CompareAndSwap {
-                key,
-                expected,
-                value,
-                ttl_ms,
-            } => {
+            Operation::Delete { key } => Reply::Deleted { existed: self.keys.remove(key) },
+            Operation::CompareAndSwap { key, expected, value, ttl_ms } => {
                 let found = self.version(&key);
                 if found == expected {
                     self.set(key, value, version, ttl_ms)
@@ -131,11 +124,7 @@ impl StateMachine {
             // Whoever wrote lately may retry; its answers must not be forgotten with the swarm.
             _ if !self.is_empty() || self.sessions.len() > 0 => Reply::NotEmpty,
             _ => {
-                self.sealed = Some(Seal {
-                    into,
-                    attempt,
-                    dissolved: false,
-                });
+                self.sealed = Some(Seal { into, attempt, dissolved: false });
                 Reply::Sealed { into }
             }
         }
@@ -147,34 +136,20 @@ impl StateMachine {
 
     fn set(&mut self, key: Vec<u8>, value: Vec<u8>, version: Version, ttl_ms: Option<u64>) -> Reply {
         let expiry = ttl_ms.map(|ttl| PartitionTime(self.time.0.saturating_add(ttl)));
-        let slot = Slot {
-            value,
-            version,
-            expiry,
-        };
+        let slot = Slot { value, version, expiry };
         self.keys.insert(key, slot);
         Reply::Written { version }
     }
 
     fn increment(&mut self, key: Vec<u8>, by: i64, version: Version) -> Reply {
         let (sum, expiry) = match self.keys.get(&key) {
-            Some(slot) => (
-                integer(&slot.value).and_then(|value| value.checked_add(by)),
-                slot.expiry,
-            ),
+            Some(slot) => (integer(&slot.value).and_then(|value| value.checked_add(by)), slot.expiry),
             None => (Some(by), None),
         };
         let Some(value) = sum else {
             return Reply::NotAnInteger;
         };
-        self.keys.insert(
-            key,
-            Slot {
-                value: value.to_string().into_bytes(),
-                version,
-                expiry,
-            },
-        );
+        self.keys.insert(key, Slot { value: value.to_string().into_bytes(), version, expiry });
         Reply::Incremented { value, version }
     }
 

@@ -82,10 +82,8 @@ impl Sessions {
             }
             self.idle.insert((now, origin.session));
         }
-        let session = self.by_id.entry(origin.session).or_insert_with(|| Session {
-            seen: now,
-            ..Session::default()
-        });
+        let session =
+            self.by_id.entry(origin.session).or_insert_with(|| Session { seen: now, ..Session::default() });
         if session.seen != now {
             self.idle.remove(&(session.seen, origin.session));
             self.idle.insert((now, origin.session));
@@ -134,18 +132,12 @@ impl Sessions {
     pub(super) fn next_due(&self) -> Option<PartitionTime> {
         let (seen, _) = self.idle.first()?;
         let due = after(*seen, SESSION_TTL).0;
-        Some(PartitionTime(
-            due.checked_next_multiple_of(SWEEP_MS).unwrap_or(due),
-        ))
+        Some(PartitionTime(due.checked_next_multiple_of(SWEEP_MS).unwrap_or(due)))
     }
 
     /// Puts back a session from a snapshot. `false`: it is there already.
     pub(super) fn restore(&mut self, id: SessionId, floor: u64, seen: PartitionTime) -> bool {
-        let session = Session {
-            floor,
-            seen,
-            answers: BTreeMap::new(),
-        };
+        let session = Session { floor, seen, answers: BTreeMap::new() };
         self.idle.insert((seen, id));
         self.by_id.insert(id, session).is_none()
     }

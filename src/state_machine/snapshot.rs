@@ -28,12 +28,7 @@ const LENGTH_BYTES: usize = 4;
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
     /// The first and only the first.
-    Header {
-        time: PartitionTime,
-        sealed: Option<Seal>,
-        keys: u64,
-        sessions: u64,
-    },
+    Header { time: PartitionTime, sealed: Option<Seal>, keys: u64, sessions: u64 },
     /// In the order of keys.
     Key {
         #[serde(borrow, with = "serde_bytes")]
@@ -44,11 +39,7 @@ enum Record<'a> {
         expiry: Option<PartitionTime>,
     },
     /// In the order of ids.
-    Session {
-        id: SessionId,
-        floor: u64,
-        seen: PartitionTime,
-    },
+    Session { id: SessionId, floor: u64, seen: PartitionTime },
     /// Of the session before it, in the order of numbers.
     Answer { sequence: u64, reply: Reply },
 }
@@ -65,25 +56,10 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
         },
     );
     for (key, slot) in state.keys.iter() {
-        push(
-            &mut out,
-            &Record::Key {
-                key,
-                value: &slot.value,
-                version: slot.version,
-                expiry: slot.expiry,
-            },
-        );
+        push(&mut out, &Record::Key { key, value: &slot.value, version: slot.version, expiry: slot.expiry });
     }
     for (id, session) in state.sessions.iter() {
-        push(
-            &mut out,
-            &Record::Session {
-                id: *id,
-                floor: session.floor,
-                seen: session.seen,
-            },
-        );
+        push(&mut out, &Record::Session { id: *id, floor: session.floor, seen: session.seen });
         for (sequence, reply) in &session.answers {
             let (sequence, reply) = (*sequence, reply.clone());
             push(&mut out, &Record::Answer { sequence, reply });
@@ -106,44 +82,22 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
     let Some((&FORMAT, mut records)) = body.split_first() else {
         return Err(malformed("snapshot of another format"));
     };
-    let Some(Record::Header {
-        time,
-        sealed,
-        keys,
-        sessions,
-    }) = next(&mut records)?
-    else {
+    let Some(Record::Header { time, sealed, keys, sessions }) = next(&mut records)? else {
         return Err(malformed("snapshot without a header"));
     };
-    let mut state = StateMachine {
-        time,
-        sealed,
-        ..StateMachine::default()
-    };
+    let mut state = StateMachine { time, sealed, ..StateMachine::default() };
     let mut last_key: Option<&[u8]> = None;
     let mut last_session = None;
     while let Some(record) = next(&mut records)? {
         match record {
             Record::Header { .. } => return Err(malformed("snapshot with two headers")),
-            Record::Key {
-                key,
-                value,
-                version,
-                expiry,
-            } => {
+            Record::Key { key, value, version, expiry } => {
                 if last_key.is_some_and(|last| last >= key) || last_session.is_some() {
                     return Err(malformed("snapshot's records are out of order"));
                 }
                 last_key = Some(key);
                 let value = value.to_vec();
-                state.keys.insert(
-                    key.to_vec(),
-                    Slot {
-                        value,
-                        version,
-                        expiry,
-                    },
-                );
+                state.keys.insert(key.to_vec(), Slot { value, version, expiry });
             }
             Record::Session { id, floor, seen } => {
                 if last_session.is_some_and(|last| last >= id) || !state.sessions.restore(id, floor, seen) {

@@ -25,14 +25,7 @@ impl Partition {
         let origin = origin.into();
         self.index += 1;
         let time = PartitionTime(self.time);
-        self.state.apply(
-            self.index,
-            Command {
-                time,
-                origin,
-                operation,
-            },
-        )
+        self.state.apply(self.index, Command { time, origin, operation })
     }
 
     fn run(&mut self, operation: Operation) -> Reply {
@@ -47,17 +40,10 @@ impl Partition {
     }
 
     fn scan(&self, prefix: &str, after: &str, limit: u32) -> (Vec<String>, bool) {
-        let query = Query::Scan {
-            prefix: prefix.into(),
-            after: after.into(),
-            limit,
-        };
+        let query = Query::Scan { prefix: prefix.into(), after: after.into(), limit };
         match self.state.query(&query) {
             Answer::Page { entries, more } => (
-                entries
-                    .into_iter()
-                    .map(|(key, _)| String::from_utf8(key.into_vec()).unwrap())
-                    .collect(),
+                entries.into_iter().map(|(key, _)| String::from_utf8(key.into_vec()).unwrap()).collect(),
                 more,
             ),
             entry @ Answer::Entry(_) => panic!("{entry:?}"),
@@ -66,11 +52,7 @@ impl Partition {
 }
 
 fn put(key: &str, value: &str, ttl_ms: Option<u64>) -> Operation {
-    Operation::Put {
-        key: key.into(),
-        value: value.into(),
-        ttl_ms,
-    }
+    Operation::Put { key: key.into(), value: value.into(), ttl_ms }
 }
 
 fn increment(key: &str, by: i64) -> Operation {
@@ -78,41 +60,21 @@ fn increment(key: &str, by: i64) -> Operation {
 }
 
 fn origin(session: u128, sequence: u64, settled_below: u64) -> Origin {
-    Origin {
-        session: SessionId(session),
-        sequence,
-        settled_below,
-    }
+    Origin { session: SessionId(session), sequence, settled_below }
 }
 
 #[test]
 fn a_retry_is_answered_as_the_first_attempt_and_changes_nothing() {
     let mut partition = Partition::default();
     let first = partition.apply(origin(1, 0, 0), increment("n", 5));
-    assert_eq!(
-        first,
-        Reply::Incremented {
-            value: 5,
-            version: Version(1)
-        }
-    );
+    assert_eq!(first, Reply::Incremented { value: 5, version: Version(1) });
     partition.run(put("n", "100", None));
     assert_eq!(partition.apply(origin(1, 0, 0), increment("n", 5)), first);
     assert_eq!(partition.get("n").unwrap().value, b"100");
     // A refusal by the operation itself is remembered as well: the key has changed, the answer has not.
-    let cas = Operation::CompareAndSwap {
-        key: "n".into(),
-        expected: None,
-        value: vec![],
-        ttl_ms: None,
-    };
+    let cas = Operation::CompareAndSwap { key: "n".into(), expected: None, value: vec![], ttl_ms: None };
     let conflict = partition.apply(origin(1, 1, 0), cas.clone());
-    assert_eq!(
-        conflict,
-        Reply::Conflict {
-            version: Some(Version(2))
-        }
-    );
+    assert_eq!(conflict, Reply::Conflict { version: Some(Version(2)) });
     partition.run(Operation::Delete { key: "n".into() });
     assert_eq!(partition.apply(origin(1, 1, 1), cas), conflict);
 }
@@ -121,17 +83,11 @@ fn a_retry_is_answered_as_the_first_attempt_and_changes_nothing() {
 fn a_settled_write_that_still_arrives_is_not_applied() {
     let mut partition = Partition::default();
     partition.apply(origin(1, 7, 7), put("k", "new", None));
-    assert_eq!(
-        partition.apply(origin(1, 6, 3), put("k", "old", None)),
-        Reply::Settled
-    );
+    assert_eq!(partition.apply(origin(1, 6, 3), put("k", "old", None)), Reply::Settled);
     assert_eq!(partition.get("k").unwrap().value, b"new");
     // Pruned by a later write.
     partition.apply(origin(1, 9, 9), increment("n", 1));
-    assert_eq!(
-        partition.apply(origin(1, 7, 7), increment("n", 1)),
-        Reply::Settled
-    );
+    assert_eq!(partition.apply(origin(1, 7, 7), increment("n", 1)), Reply::Settled);
     // Writes in flight together may arrive in any order.
     partition.apply(origin(2, 5, 4), increment("m", 1));
     partition.apply(origin(2, 4, 4), increment("m", 1));
@@ -160,17 +116,11 @@ fn one_session_may_not_hoard_answers() {
         partition.apply(origin(1, sequence, 0), increment("n", 1));
     }
     let next = MAX_REMEMBERED as u64;
-    assert_eq!(
-        partition.apply(origin(1, next, 0), increment("n", 1)),
-        Reply::TooManySessions
-    );
+    assert_eq!(partition.apply(origin(1, next, 0), increment("n", 1)), Reply::TooManySessions);
     // The refusal is not remembered: with room, the same write goes through.
     assert_eq!(
         partition.apply(origin(1, next, 1), increment("n", 1)),
-        Reply::Incremented {
-            value: 1025,
-            version: Version(partition.index)
-        }
+        Reply::Incremented { value: 1025, version: Version(partition.index) }
     );
 }
 
@@ -183,20 +133,14 @@ fn a_full_partition_forgets_idle_sessions_but_none_that_may_retry() {
     }
     let newcomer = origin(u128::MAX, 0, 0);
     partition.at(guard - 1);
-    assert_eq!(
-        partition.apply(newcomer, increment("n", 1)),
-        Reply::TooManySessions
-    );
+    assert_eq!(partition.apply(newcomer, increment("n", 1)), Reply::TooManySessions);
     // An old session may still write.
     assert!(matches!(
         partition.apply(origin(3, 1, 1), increment("n", 1)),
         Reply::Incremented { value: 1, .. }
     ));
     partition.at(guard);
-    assert!(matches!(
-        partition.apply(newcomer, increment("n", 1)),
-        Reply::Incremented { value: 2, .. }
-    ));
+    assert!(matches!(partition.apply(newcomer, increment("n", 1)), Reply::Incremented { value: 2, .. }));
     assert_eq!(partition.state.sessions.len(), MAX_SESSIONS);
 }
 
@@ -210,14 +154,8 @@ fn keys_expire_when_due_and_not_before() {
     assert_eq!(partition.state.next_due(), Some(PartitionTime(1050)));
     partition.at(1049).run(put("a", "2", None)); // clears it
     partition.run(increment("b", 1)); // keeps it
-    let expire = |ttl_ms| Operation::Expire {
-        key: "c".into(),
-        ttl_ms,
-    };
-    assert_eq!(
-        partition.run(expire(Some(1000))),
-        Reply::Written { version: Version(7) }
-    );
+    let expire = |ttl_ms| Operation::Expire { key: "c".into(), ttl_ms };
+    assert_eq!(partition.run(expire(Some(1000))), Reply::Written { version: Version(7) });
     assert_eq!(partition.get("b").unwrap().ttl_ms, Some(1));
     partition.at(1050).run(Operation::Advance);
     assert_eq!(partition.get("a").unwrap().ttl_ms, None);
@@ -243,10 +181,7 @@ fn what_is_no_integer_or_does_not_fit_is_left_alone() {
     assert_eq!(partition.get("max").unwrap().version, Version(2));
     assert!(matches!(
         partition.run(increment("max", -8)),
-        Reply::Incremented {
-            value: 9_223_372_036_854_775_799,
-            ..
-        }
+        Reply::Incremented { value: 9_223_372_036_854_775_799, .. }
     ));
 }
 
@@ -262,10 +197,7 @@ fn only_the_attempt_that_holds_the_seal_breaks_or_keeps_it() {
     partition.run(Operation::Unseal { attempt: 1 });
     assert_eq!(partition.state.sealed(), Some(into));
     // Once dissolved it stays so.
-    assert_eq!(
-        partition.run(Operation::Dissolve { attempt: 2 }),
-        Reply::Dissolved { into }
-    );
+    assert_eq!(partition.run(Operation::Dissolve { attempt: 2 }), Reply::Dissolved { into });
     assert_eq!(partition.run(seal(3)), Reply::Dissolved { into });
     partition.run(Operation::Unseal { attempt: 2 });
     assert_eq!(partition.state.sealed(), Some(into));
@@ -276,13 +208,7 @@ fn a_partition_that_remembers_a_session_is_not_sealed() {
     let mut partition = Partition::default();
     partition.apply(origin(1, 0, 0), put("k", "v", None));
     partition.run(Operation::Delete { key: "k".into() });
-    assert_eq!(
-        partition.run(Operation::Seal {
-            into: SwarmId(1),
-            attempt: 1
-        }),
-        Reply::NotEmpty
-    );
+    assert_eq!(partition.run(Operation::Seal { into: SwarmId(1), attempt: 1 }), Reply::NotEmpty);
 }
 
 #[test]
@@ -300,14 +226,8 @@ fn a_sealed_partition_takes_no_write_until_it_is_unsealed() {
     assert!(partition.state.is_empty());
     assert_eq!(partition.run(Operation::Unseal { attempt: 1 }), Reply::Unsealed);
     // The same write, tried again, happens now and only once.
-    assert!(matches!(
-        write(&mut partition),
-        Reply::Incremented { value: 1, .. }
-    ));
-    assert!(matches!(
-        write(&mut partition),
-        Reply::Incremented { value: 1, .. }
-    ));
+    assert!(matches!(write(&mut partition), Reply::Incremented { value: 1, .. }));
+    assert!(matches!(write(&mut partition), Reply::Incremented { value: 1, .. }));
 }
 
 #[test]
@@ -316,14 +236,8 @@ fn scans_turn_pages_without_gaps() {
     for key in ["a", "b", "b/1", "b/2", "b/3", "c"] {
         partition.run(put(key, "", None));
     }
-    assert_eq!(
-        partition.scan("b", "", 2),
-        (vec!["b".to_owned(), "b/1".to_owned()], true)
-    );
-    assert_eq!(
-        partition.scan("b", "b/1", 2),
-        (vec!["b/2".to_owned(), "b/3".to_owned()], false)
-    );
+    assert_eq!(partition.scan("b", "", 2), (vec!["b".to_owned(), "b/1".to_owned()], true));
+    assert_eq!(partition.scan("b", "b/1", 2), (vec!["b/2".to_owned(), "b/3".to_owned()], false));
     assert_eq!(partition.scan("b", "a", 1), (vec!["b".to_owned()], true));
     assert_eq!(partition.scan("b", "c", 9), (vec![], false));
     assert_eq!(partition.scan("", "", u32::MAX).0.len(), 6);
@@ -353,10 +267,7 @@ fn limits_are_named_with_the_size_that_exceeds_them() {
     );
     assert!(text(put("", "", None)).contains("empty"));
     assert!(text(put("k", "", Some(0))).contains("zero"));
-    assert_eq!(
-        put(&"k".repeat(MAX_KEY_BYTES), &"v".repeat(MAX_VALUE_BYTES), Some(1)).check(),
-        Ok(())
-    );
+    assert_eq!(put(&"k".repeat(MAX_KEY_BYTES), &"v".repeat(MAX_VALUE_BYTES), Some(1)).check(), Ok(()));
 }
 
 /// What the documentation says, in the simplest way: a list, searched from the front.
@@ -388,12 +299,7 @@ impl Model {
                 let existed = at.is_some();
                 return Reply::Deleted { existed };
             }
-            Operation::CompareAndSwap {
-                expected,
-                value,
-                ttl_ms,
-                ..
-            } => {
+            Operation::CompareAndSwap { expected, value, ttl_ms, .. } => {
                 let found = old.map(|(_, _, version, _)| Version(version));
                 if found != *expected {
                     return Reply::Conflict { version: found };
@@ -406,11 +312,7 @@ impl Model {
                     return Reply::NotAnInteger;
                 };
                 let value = value + by;
-                (
-                    value.to_string().into_bytes(),
-                    due,
-                    Reply::Incremented { value, version },
-                )
+                (value.to_string().into_bytes(), due, Reply::Incremented { value, version })
             }
             Operation::Expire { ttl_ms, .. } => match old {
                 Some((_, value, ..)) => (value, due(ttl_ms), Reply::Written { version }),
@@ -435,12 +337,7 @@ fn operations() -> impl Strategy<Value = Operation> {
         (key(), value(), ttl()).prop_map(|(key, value, ttl_ms)| Operation::Put { key, value, ttl_ms }),
         key().prop_map(|key| Operation::Delete { key }),
         (key(), option::of(1u64..40), value(), ttl()).prop_map(|(key, expected, value, ttl_ms)| {
-            Operation::CompareAndSwap {
-                key,
-                expected: expected.map(Version),
-                value,
-                ttl_ms,
-            }
+            Operation::CompareAndSwap { key, expected: expected.map(Version), value, ttl_ms }
         }),
         (key(), -9i64..9).prop_map(|(key, by)| Operation::Increment { key, by }),
         (key(), ttl()).prop_map(|(key, ttl_ms)| Operation::Expire { key, ttl_ms }),

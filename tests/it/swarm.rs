@@ -95,9 +95,7 @@ async fn another_secret_is_refused_and_both_sides_say_so() {
     let mut first_events = first.events();
     let stranger = on(&other).secret(Secret::random()).join(first.addresses()).start().await.unwrap();
     let mut stranger_events = stranger.events();
-    let refused = |event: &NodeEvent| {
-        matches!(event, NodeEvent::Refused { reason, .. } | NodeEvent::DialFailed { reason, .. } if reason.contains("secret"))
-    };
+    let refused = |event: &NodeEvent| matches!(event, NodeEvent::Refused { reason, .. } | NodeEvent::DialFailed { reason, .. } if reason.contains("secret"));
     event(&mut stranger_events, "the stranger is told", refused).await;
     event(&mut first_events, "the node is told", refused).await;
     assert_eq!(stranger.swarm(), None);

@@ -103,10 +103,7 @@ impl Bench {
                 Ok::<(), Error>(())
             }
         });
-        stream::iter(writes)
-            .buffer_unordered(BULK_UNDER_WAY)
-            .try_collect::<()>()
-            .await?;
+        stream::iter(writes).buffer_unordered(BULK_UNDER_WAY).try_collect::<()>().await?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -122,10 +119,7 @@ impl Bench {
                 Ok::<(), Error>(())
             }
         });
-        stream::iter(removals)
-            .buffer_unordered(BULK_UNDER_WAY)
-            .try_collect::<()>()
-            .await?;
+        stream::iter(removals).buffer_unordered(BULK_UNDER_WAY).try_collect::<()>().await?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -137,11 +131,7 @@ impl Bench {
         let mut workers = JoinSet::new();
         for (number, session) in (0..self.clients).zip(sessions.iter().cycle()) {
             for lane in 0..self.pipeline {
-                let client = if self.stale {
-                    session.client.stale()
-                } else {
-                    session.client.clone()
-                };
+                let client = if self.stale { session.client.stale() } else { session.client.clone() };
                 let worker = Worker {
                     client,
                     plan: self.clone(),
@@ -156,10 +146,7 @@ impl Bench {
 
         let mut per_second = Vec::new();
         let mut tally = Tally::new()?;
-        let bar = bar(
-            self.duration.as_millis().try_into().unwrap_or(u64::MAX),
-            "measuring",
-        );
+        let bar = bar(self.duration.as_millis().try_into().unwrap_or(u64::MAX), "measuring");
         let mut progress = tokio::time::interval(PROGRESS_EVERY);
         let mut seconds = tokio::time::interval_at(start + Duration::from_secs(1), Duration::from_secs(1));
         let mut counted = 0;
@@ -210,11 +197,7 @@ impl Tally {
     fn new() -> Result<Self, Failure> {
         let latencies = Histogram::new_with_bounds(LEAST_NANOS, MOST_NANOS, DIGITS)
             .map_err(|error| Failure::other(format!("histogram: {error}")))?;
-        Ok(Self {
-            latencies,
-            errors: BTreeMap::new(),
-            missing: 0,
-        })
+        Ok(Self { latencies, errors: BTreeMap::new(), missing: 0 })
     }
 
     fn add(&mut self, other: &Self) {
@@ -245,11 +228,7 @@ impl Worker {
                 Mix::Get => false,
                 Mix::Mixed => self.rng.random(),
             };
-            let value = if write {
-                value(&mut self.rng, self.plan.value_bytes)
-            } else {
-                Vec::new()
-            };
+            let value = if write { value(&mut self.rng, self.plan.value_bytes) } else { Vec::new() };
             let start = Instant::now();
             let outcome = if write {
                 self.client.put(key, value).await.map(|_| true)

@@ -62,11 +62,7 @@ impl Report {
         let nanos = |nanos| units::duration(Duration::from_nanos(nanos));
         let mut latency = String::new();
         for (name, percentile) in PERCENTILES {
-            let _ = write!(
-                latency,
-                "{name} {}  ",
-                nanos(self.latencies.value_at_percentile(percentile))
-            );
+            let _ = write!(latency, "{name} {}  ", nanos(self.latencies.value_at_percentile(percentile)));
         }
         let _ = write!(latency, "max {}", nanos(self.latencies.max()));
         let plan = &self.plan;
@@ -91,11 +87,7 @@ impl Report {
             );
         }
         if self.missing > 0 {
-            let _ = write!(
-                text,
-                "\nmissing   {} gets found nothing",
-                units::count(self.missing)
-            );
+            let _ = write!(text, "\nmissing   {} gets found nothing", units::count(self.missing));
         }
         if self.errors.is_empty() {
             text.push_str("\nerrors    none");
@@ -111,10 +103,7 @@ impl Report {
         let micros = |nanos: u64| nanos.div_ceil(1000);
         let mut latency = serde_json::Map::new();
         for (name, percentile) in PERCENTILES {
-            latency.insert(
-                name.to_owned(),
-                json!(micros(self.latencies.value_at_percentile(percentile))),
-            );
+            latency.insert(name.to_owned(), json!(micros(self.latencies.value_at_percentile(percentile))));
         }
         latency.insert("max".to_owned(), json!(micros(self.latencies.max())));
         let plan = &self.plan;
@@ -173,18 +162,9 @@ mod tests {
         assert_eq!(json["operations"], 1000);
         assert_eq!(json["ops_per_second"], 500);
         let latency = |name: &str| json["latency_us"][name].as_u64().expect("a number");
-        for (name, expected) in [
-            ("p50", 500),
-            ("p90", 900),
-            ("p99", 990),
-            ("p99.9", 999),
-            ("max", 1000),
-        ] {
+        for (name, expected) in [("p50", 500), ("p90", 900), ("p99", 990), ("p99.9", 999), ("max", 1000)] {
             let measured = latency(name);
-            assert!(
-                measured.abs_diff(expected) <= expected / 500 + 1,
-                "{name}: {measured}"
-            );
+            assert!(measured.abs_diff(expected) <= expected / 500 + 1, "{name}: {measured}");
         }
     }
 
@@ -195,14 +175,8 @@ mod tests {
         report.errors.insert("no quorum".to_owned(), 3);
         report.errors.insert("unknown".to_owned(), 2);
         let text = report.text();
-        assert!(
-            text.contains("errors    3 no quorum\nerrors    2 unknown"),
-            "{text}"
-        );
-        assert!(
-            text.contains("put: 1_000 operations in 2s, 500 per second"),
-            "{text}"
-        );
+        assert!(text.contains("errors    3 no quorum\nerrors    2 unknown"), "{text}");
+        assert!(text.contains("put: 1_000 operations in 2s, 500 per second"), "{text}");
         assert_eq!(report.json()["failed"], 5);
     }
 }

@@ -43,10 +43,7 @@ pub(super) fn from_pipe() -> io::Result<mpsc::Receiver<io::Result<String>>> {
 fn next_line() -> io::Result<Option<String>> {
     use io::Read as _;
     let mut bytes = Vec::new();
-    let read = io::stdin()
-        .lock()
-        .take(MAX_LINE_BYTES)
-        .read_until(b'\n', &mut bytes)?;
+    let read = io::stdin().lock().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes)?;
     if read == 0 {
         return Ok(None);
     }
@@ -67,9 +64,7 @@ pub(super) fn from_terminal() -> Result<(mpsc::Receiver<io::Result<String>>, Scr
     }
     let screen = Screen::above(editor.create_external_printer()?);
     let (sender, lines) = mpsc::channel(QUEUE);
-    thread::Builder::new()
-        .name("editor".to_owned())
-        .spawn(move || edit(editor, history, &sender))?;
+    thread::Builder::new().name("editor".to_owned()).spawn(move || edit(editor, history, &sender))?;
     Ok((lines, screen))
 }
 
@@ -102,11 +97,7 @@ fn edit(
 
 /// In the user's directory for state; `None` if there is none or it cannot be made.
 fn history_file() -> Option<PathBuf> {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
     let directory = state.join("roundtable");
     std::fs::create_dir_all(&directory).ok()?;
@@ -137,11 +128,7 @@ fn completions(typed: &str) -> Vec<Pair> {
         };
         name.starts_with(typed).then(|| Pair {
             display: (*usage).to_owned(),
-            replacement: if takes_words {
-                format!("{name} ")
-            } else {
-                name.to_owned()
-            },
+            replacement: if takes_words { format!("{name} ") } else { name.to_owned() },
         })
     });
     fitting.collect()
@@ -152,10 +139,7 @@ mod tests {
     use super::*;
 
     fn replacements(typed: &str) -> Vec<String> {
-        completions(typed)
-            .into_iter()
-            .map(|pair| pair.replacement)
-            .collect()
+        completions(typed).into_iter().map(|pair| pair.replacement).collect()
     }
 
     #[test]

@@ -70,10 +70,7 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
     ("/put KEY VALUE", "set a key"),
     ("/get KEY", "read a key"),
     ("/del KEY", "remove a key"),
-    (
-        "/cas KEY VERSION|absent VALUE",
-        "set a key only if it is at that version",
-    ),
+    ("/cas KEY VERSION|absent VALUE", "set a key only if it is at that version"),
     ("/scan [PREFIX]", "list keys"),
     ("/where KEY", "show who holds a key"),
     ("/members", "show the swarm's members"),
@@ -127,25 +124,14 @@ pub(super) fn parse(line: &str) -> Result<Line, String> {
         }
         (_, Ok(_)) => return unknown_or(&name, wrong),
         (_, Err(words)) => match (name.as_str(), words.as_slice()) {
-            ("put", [key, value]) => Line::Put {
-                key: key.clone(),
-                value: value.clone(),
-            },
+            ("put", [key, value]) => Line::Put { key: key.clone(), value: value.clone() },
             ("get", [key]) => Line::Get { key: key.clone() },
             ("del", [key]) => Line::Del { key: key.clone() },
-            ("scan", []) => Line::Scan {
-                prefix: String::new(),
-            },
-            ("scan", [prefix]) => Line::Scan {
-                prefix: prefix.clone(),
-            },
+            ("scan", []) => Line::Scan { prefix: String::new() },
+            ("scan", [prefix]) => Line::Scan { prefix: prefix.clone() },
             ("where", [key]) => Line::Where { key: key.clone() },
-            ("join", [address]) => Line::Join {
-                address: address.clone(),
-            },
-            ("nick", [nick]) => Line::Nick {
-                nick: check_name(nick)?,
-            },
+            ("join", [address]) => Line::Join { address: address.clone() },
+            ("nick", [nick]) => Line::Nick { nick: check_name(nick)? },
             ("members", []) => Line::Members,
             ("ring", []) => Line::Ring,
             ("who", []) => Line::Who,
@@ -174,10 +160,7 @@ pub(in crate::cli) fn check_name(name: &str) -> Result<String, String> {
 
 /// The usage of the command with this name.
 fn usage(name: &str) -> Option<&'static str> {
-    COMMANDS
-        .iter()
-        .map(|&(usage, _)| usage)
-        .find(|usage| usage[1..].split(' ').next() == Some(name))
+    COMMANDS.iter().map(|&(usage, _)| usage).find(|usage| usage[1..].split(' ').next() == Some(name))
 }
 
 fn unknown_or(name: &str, known: impl FnOnce() -> Result<Line, String>) -> Result<Line, String> {
@@ -193,9 +176,7 @@ fn unknown_or(name: &str, known: impl FnOnce() -> Result<Line, String>) -> Resul
 
 fn say(text: &str) -> Result<Line, String> {
     if text.chars().count() > MAX_MESSAGE_CHARS {
-        return Err(format!(
-            "a message may have {MAX_MESSAGE_CHARS} characters; nothing was sent"
-        ));
+        return Err(format!("a message may have {MAX_MESSAGE_CHARS} characters; nothing was sent"));
     }
     Ok(Line::Say(text.to_owned()))
 }
@@ -247,10 +228,7 @@ mod tests {
 
     #[test]
     fn plain_text_is_a_message() {
-        assert_eq!(
-            parse("  hello \"there\"  "),
-            Ok(Line::Say("hello \"there\"".to_owned()))
-        );
+        assert_eq!(parse("  hello \"there\"  "), Ok(Line::Say("hello \"there\"".to_owned())));
         assert_eq!(parse("//usr is full"), Ok(Line::Say("/usr is full".to_owned())));
         assert_eq!(parse("   "), Ok(Line::Empty));
         assert!(parse(&"x".repeat(MAX_MESSAGE_CHARS + 1)).is_err());
@@ -259,14 +237,8 @@ mod tests {
     #[test]
     fn every_command_of_the_list_is_understood() {
         for (usage, _) in COMMANDS {
-            let line = usage
-                .replace("VERSION|absent", "absent")
-                .replace("[PREFIX]", "prefix");
-            assert!(
-                !matches!(parse(&line), Ok(Line::Say(_)) | Err(_)),
-                "{line}: {:?}",
-                parse(&line)
-            );
+            let line = usage.replace("VERSION|absent", "absent").replace("[PREFIX]", "prefix");
+            assert!(!matches!(parse(&line), Ok(Line::Say(_)) | Err(_)), "{line}: {:?}", parse(&line));
         }
     }
 
@@ -274,38 +246,19 @@ mod tests {
     fn quotes_hold_words_together() {
         assert_eq!(
             parse(r#"/put 'a b' "say \"hi\"\n""#),
-            Ok(Line::Put {
-                key: "a b".to_owned(),
-                value: "say \"hi\"\n".to_owned()
-            })
+            Ok(Line::Put { key: "a b".to_owned(), value: "say \"hi\"\n".to_owned() })
         );
-        assert_eq!(
-            parse("/put k ''"),
-            Ok(Line::Put {
-                key: "k".to_owned(),
-                value: String::new()
-            })
-        );
+        assert_eq!(parse("/put k ''"), Ok(Line::Put { key: "k".to_owned(), value: String::new() }));
         assert!(parse("/put k 'open").is_err());
         assert!(parse(r#"/put k "\x""#).is_err());
     }
 
     #[test]
     fn cas_takes_a_version_or_absent() {
-        let cas = |expected| {
-            Ok(Line::Cas {
-                key: "k".to_owned(),
-                expected,
-                value: "v".to_owned(),
-            })
-        };
+        let cas = |expected| Ok(Line::Cas { key: "k".to_owned(), expected, value: "v".to_owned() });
         assert_eq!(parse("/cas k 12 v"), cas(Some(12)));
         assert_eq!(parse("/cas k absent v"), cas(None));
-        assert!(
-            parse("/cas k twelve v")
-                .expect_err("no number")
-                .contains("usage: /cas KEY")
-        );
+        assert!(parse("/cas k twelve v").expect_err("no number").contains("usage: /cas KEY"));
     }
 
     #[test]
@@ -313,16 +266,8 @@ mod tests {
         assert_eq!(parse("/put k"), Err("usage: /put KEY VALUE".to_owned()));
         assert_eq!(parse("/put k v w"), Err("usage: /put KEY VALUE".to_owned()));
         assert_eq!(parse("/members all"), Err("usage: /members".to_owned()));
-        assert!(
-            parse("/pu k v")
-                .expect_err("unknown")
-                .contains("no command `/pu`")
-        );
-        assert!(
-            parse("/a b c d")
-                .expect_err("unknown")
-                .contains("no command `/a`")
-        );
+        assert!(parse("/pu k v").expect_err("unknown").contains("no command `/pu`"));
+        assert!(parse("/a b c d").expect_err("unknown").contains("no command `/a`"));
         assert!(parse("/").expect_err("unknown").contains("/help"));
         assert!(parse("/nick 'a b'").expect_err("no name").contains("no name"));
     }

@@ -59,18 +59,8 @@ impl Chat {
         } else {
             (editor::from_pipe()?, Screen::plain())
         };
-        let mut talk = Talk::enter(
-            Scene {
-                target,
-                output,
-                screen,
-                room: self.room,
-                nick,
-                from,
-            },
-            session,
-        )
-        .await?;
+        let mut talk =
+            Talk::enter(Scene { target, output, screen, room: self.room, nick, from }, session).await?;
         while let Some(line) = lines.recv().await {
             if !talk.handle(&line?).await? {
                 break;
@@ -130,15 +120,7 @@ impl Talk {
         tasks.spawn(hear(listener, scene.screen.clone(), scene.from, shown_sender));
         tasks.spawn(look(session.client.clone(), view, scene.screen.clone()));
         tasks.spawn(stay(room.clone(), nick_receiver, scene.from));
-        Ok(Self {
-            scene,
-            session,
-            room,
-            shown,
-            said: 0,
-            nick,
-            _tasks: tasks,
-        })
+        Ok(Self { scene, session, room, shown, said: 0, nick, _tasks: tasks })
     }
 
     /// Does what a line says; false: the person leaves.
@@ -165,11 +147,7 @@ impl Talk {
         Ok(Some(match line {
             Line::Empty | Line::Quit => return Ok(None),
             Line::Say(text) => {
-                let line = room::Line {
-                    nick: self.scene.nick.clone(),
-                    text,
-                    from: self.scene.from,
-                };
+                let line = room::Line { nick: self.scene.nick.clone(), text, from: self.scene.from };
                 self.said = self.room.say(&line).await?;
                 return Ok(None);
             }
@@ -227,10 +205,7 @@ impl Talk {
         let said = self.said;
         if !self.scene.screen.is_typed_at() {
             let all_shown = self.shown.wait_for(|shown| *shown >= said);
-            if tokio::time::timeout(self.scene.target.timeout, all_shown)
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout(self.scene.target.timeout, all_shown).await.is_err() {
                 note("roundtable: what was said last was written, but not heard back in time");
             }
         }
@@ -316,11 +291,7 @@ async fn scan(client: &Client, prefix: String) -> Result<String, Error> {
 
 /// A message as one printable line.
 fn message(line: &room::Line) -> String {
-    format!(
-        "{}: {}",
-        printable(line.nick.as_bytes()),
-        printable(line.text.as_bytes())
-    )
+    format!("{}: {}", printable(line.nick.as_bytes()), printable(line.text.as_bytes()))
 }
 
 fn help() -> String {
@@ -336,10 +307,7 @@ fn help() -> String {
 /// A line for each member whose standing changed between two views.
 fn changes(before: &SwarmView, now: &SwarmView) -> Vec<String> {
     let standings = |view: &SwarmView| -> BTreeMap<NodeId, &'static str> {
-        view.members
-            .iter()
-            .map(|member| (member.node, inspect::standing(member)))
-            .collect()
+        view.members.iter().map(|member| (member.node, inspect::standing(member))).collect()
     };
     let (old, new) = (standings(before), standings(now));
     let alive = inspect::alive(now);
@@ -356,11 +324,7 @@ fn changes(before: &SwarmView, now: &SwarmView) -> Vec<String> {
                 "leaving" => '~',
                 _ => '-',
             };
-            let words = if *standing == "alive" {
-                String::new()
-            } else {
-                format!(" {standing}")
-            };
+            let words = if *standing == "alive" { String::new() } else { format!(" {standing}") };
             format!("members: {alive} alive ({sign} {}{words})", inspect::name(*node))
         })
         .collect();
@@ -373,9 +337,7 @@ fn changes(before: &SwarmView, now: &SwarmView) -> Vec<String> {
 
 /// The user's name at this machine, as far as it is one here.
 fn user_name() -> String {
-    let name = std::env::var("USER")
-        .or_else(|_| std::env::var("USERNAME"))
-        .unwrap_or_default();
+    let name = std::env::var("USER").or_else(|_| std::env::var("USERNAME")).unwrap_or_default();
     check_name(&name).unwrap_or_else(|_| "guest".to_owned())
 }
 
@@ -414,15 +376,9 @@ mod tests {
         assert_eq!(changes(&one, &two), [format!("members: 2 alive (+ {short})")]);
         assert!(changes(&two, &two).is_empty());
         let suspect = view(&[(1, Alive), (2, Suspect)]);
-        assert_eq!(
-            changes(&two, &suspect),
-            [format!("members: 2 alive (? {short} suspect)")]
-        );
+        assert_eq!(changes(&two, &suspect), [format!("members: 2 alive (? {short} suspect)")]);
         let dead = view(&[(1, Alive), (2, Dead)]);
-        assert_eq!(
-            changes(&suspect, &dead),
-            [format!("members: 1 alive (- {short} dead)")]
-        );
+        assert_eq!(changes(&suspect, &dead), [format!("members: 1 alive (- {short} dead)")]);
         assert!(changes(&dead, &one).is_empty());
         assert!(changes(&one, &view(&[(1, Alive), (2, Left)])).is_empty());
         assert_eq!(changes(&two, &one), [format!("members: 1 alive (- {short})")]);
@@ -430,11 +386,7 @@ mod tests {
 
     #[test]
     fn what_others_say_cannot_move_the_cursor() {
-        let line = room::Line {
-            nick: "eve\x1b[2J".to_owned(),
-            text: "a\nb".to_owned(),
-            from: 0,
-        };
+        let line = room::Line { nick: "eve\x1b[2J".to_owned(), text: "a\nb".to_owned(), from: 0 };
         assert_eq!(message(&line), "eve\\u{1b}[2J: a\\nb");
     }
 

@@ -50,20 +50,14 @@ pub(super) struct Room<R> {
 
 impl<R> Clone for Room<R> {
     fn clone(&self) -> Self {
-        Self {
-            client: self.client.clone(),
-            name: self.name.clone(),
-        }
+        Self { client: self.client.clone(), name: self.name.clone() }
     }
 }
 
 impl<R: Rpc> Room<R> {
     /// The room with this name.
     pub(super) fn new(client: Client<R>, name: &str) -> Self {
-        Self {
-            client,
-            name: name.to_owned(),
-        }
+        Self { client, name: name.to_owned() }
     }
 
     /// Says something; returns the message's number.
@@ -74,9 +68,7 @@ impl<R: Rpc> Room<R> {
         let number = self.client.increment(self.key("head"), 1).await?;
         let number = u64::try_from(number).map_err(|_| Error::NotAnInteger)?;
         let json = serde_json::to_vec(line).map_err(|error| Error::Refused(error.to_string()))?;
-        self.client
-            .put_with_ttl(self.line_key(number), json, LINE_TTL)
-            .await?;
+        self.client.put_with_ttl(self.line_key(number), json, LINE_TTL).await?;
         Ok(number)
     }
 
@@ -147,10 +139,7 @@ impl<R: Rpc> Room<R> {
         let key = self.line_key(number);
         let entry = match self.client.get(key.clone()).await? {
             None if gap == Gap::Wait => {
-                self.client
-                    .with_deadline(LINE_WAIT)
-                    .wait_for_change(key, None)
-                    .await?
+                self.client.with_deadline(LINE_WAIT).wait_for_change(key, None).await?
             }
             entry => entry,
         };
@@ -189,11 +178,7 @@ impl<R: Rpc> Listener<R> {
             if let Some(line) = self.waiting.pop() {
                 return Ok(line);
             }
-            let head = self
-                .room
-                .client
-                .wait_for_change(self.room.key("head"), self.version)
-                .await?;
+            let head = self.room.client.wait_for_change(self.room.key("head"), self.version).await?;
             // Nothing new within the deadline: wait again.
             let Some(head) = head else { continue };
             self.read_to(number_in(&head.value)?, Gap::Wait).await?;
@@ -226,10 +211,7 @@ impl<R: Rpc> Listener<R> {
 }
 
 fn number_in(value: &[u8]) -> Result<u64, Error> {
-    std::str::from_utf8(value)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or(Error::NotAnInteger)
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).ok_or(Error::NotAnInteger)
 }
 
 #[cfg(test)]

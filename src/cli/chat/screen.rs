@@ -22,9 +22,7 @@ impl Screen {
 
     /// Lines above the one that is being typed.
     pub(super) fn above(printer: impl ExternalPrinter + Send + 'static) -> Self {
-        Self {
-            printer: Some(Arc::new(Mutex::new(printer))),
-        }
+        Self { printer: Some(Arc::new(Mutex::new(printer))) }
     }
 
     /// Whether a person types at it.
@@ -46,8 +44,6 @@ impl Screen {
 
 impl std::fmt::Debug for Screen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Screen")
-            .field("is_typed_at", &self.is_typed_at())
-            .finish()
+        f.debug_struct("Screen").field("is_typed_at", &self.is_typed_at()).finish()
     }
 }

@@ -17,11 +17,7 @@ const KEYS: u8 = 4;
 const SEEDS: u64 = 120;
 
 fn small_log() -> DriverConfig {
-    DriverConfig {
-        log_entries: 24,
-        log_entries_cap: 64,
-        ..DriverConfig::default()
-    }
+    DriverConfig { log_entries: 24, log_entries_cap: 64, ..DriverConfig::default() }
 }
 
 struct Chaos {
@@ -47,7 +43,7 @@ impl Chaos {
             next_number: count + 1,
             links_down: BTreeSet::new(),
             value: 0,
-            crashes: seed % 2 == 0,
+            crashes: seed.is_multiple_of(2),
         }
     }
 
@@ -66,11 +62,7 @@ impl Chaos {
         let nodes = self.sim.nodes.iter().filter(|(_, node)| node.paused_until <= now);
         nodes
             .filter(|(_, node)| {
-                !believers
-                    || node
-                        .driver
-                        .group(partition)
-                        .is_some_and(|status| status.role == Role::Leader)
+                !believers || node.driver.group(partition).is_some_and(|status| status.role == Role::Leader)
             })
             .map(|(id, _)| *id)
             .choose(&mut self.sim.rng)
@@ -89,11 +81,7 @@ impl Chaos {
                 self.sim.put(at, partition, &key, &value);
             }
             4 => {
-                let seen = self
-                    .sim
-                    .driver(at)
-                    .state(partition)
-                    .and_then(|state| state.version(&key));
+                let seen = self.sim.driver(at).state(partition).and_then(|state| state.version(&key));
                 self.sim.wait(at, partition, &key, seen);
             }
             _ => {
@@ -119,12 +107,8 @@ impl Chaos {
         };
         let alive: Vec<_> = self.sim.ids();
         let size = target_size.min(alive.len());
-        let mut target: BTreeSet<NodeId> = status
-            .voters
-            .iter()
-            .filter(|node| alive.contains(node))
-            .copied()
-            .collect();
+        let mut target: BTreeSet<NodeId> =
+            status.voters.iter().filter(|node| alive.contains(node)).copied().collect();
         if self.sim.rng.random_bool(0.3)
             && let Some(node) = target.iter().copied().choose(&mut self.sim.rng)
         {
@@ -150,21 +134,11 @@ impl Chaos {
         }
         let change = if missing.is_empty() {
             let ready = |node: &NodeId| {
-                status
-                    .progress
-                    .iter()
-                    .any(|replica| replica.node == *node && replica.caught_up)
+                status.progress.iter().any(|replica| replica.node == *node && replica.caught_up)
             };
-            let promote: Vec<_> = status
-                .learners
-                .iter()
-                .filter(|node| target.contains(node) && ready(node))
-                .copied()
-                .collect();
-            let waiting = status
-                .learners
-                .iter()
-                .any(|node| target.contains(node) && !ready(node));
+            let promote: Vec<_> =
+                status.learners.iter().filter(|node| target.contains(node) && ready(node)).copied().collect();
+            let waiting = status.learners.iter().any(|node| target.contains(node) && !ready(node));
             let mut remove: Vec<_> = known.difference(&target).copied().collect();
             if waiting && self.crashes {
                 return;
@@ -177,12 +151,7 @@ impl Chaos {
         } else {
             Change::AddLearners(missing)
         };
-        if self
-            .sim
-            .driver(leader)
-            .change(partition, status.config, &change, now)
-            .is_ok()
-        {
+        if self.sim.driver(leader).change(partition, status.config, &change, now).is_ok() {
             self.sim.count("changes");
         }
         self.sim.settle(leader);
@@ -201,11 +170,8 @@ impl Chaos {
                 let dead = |node: &NodeId| *node == gone || !self.sim.nodes.contains_key(node);
                 let lost = status.voters.iter().filter(|node| dead(node)).count();
                 !status.changing && lost * 2 < status.voters.len() && lost <= 1 && {
-                    let known: usize = status
-                        .voters
-                        .iter()
-                        .filter(|n| !self.sim.nodes.contains_key(*n))
-                        .count();
+                    let known: usize =
+                        status.voters.iter().filter(|n| !self.sim.nodes.contains_key(*n)).count();
                     known == 0
                 }
             })
@@ -218,11 +184,7 @@ impl Chaos {
             self.sim.blocked.insert((b, a));
         }
         // Sometimes the link says so at once, sometimes heartbeats have to miss first.
-        let after = if self.sim.rng.random_bool(0.5) {
-            (0, 50)
-        } else {
-            (1500, 2500)
-        };
+        let after = if self.sim.rng.random_bool(0.5) { (0, 50) } else { (1500, 2500) };
         self.links_down.insert((a, b));
         self.sim.link(a, b, false, after);
     }
@@ -318,11 +280,7 @@ impl Chaos {
                 next_fault = self.sim.now + ms(self.sim.rng.random_range(50..700));
             }
             if self.sim.now >= next_reconcile {
-                let size = if self.crashes {
-                    3
-                } else {
-                    self.sim.rng.random_range(1..=4)
-                };
+                let size = if self.crashes { 3 } else { self.sim.rng.random_range(1..=4) };
                 self.reconcile(size);
                 next_reconcile = self.sim.now + ms(self.sim.rng.random_range(20..250));
             }
@@ -345,20 +303,14 @@ impl Chaos {
                 sim.keep_outcomes = true;
                 let tag = sim.put(leader, partition, b"peace", b"yes");
                 sim.run(ms(20));
-                !matches!(
-                    sim.outcomes.get(&tag),
-                    Some(crate::replication::Outcome::Reply(_))
-                )
+                !matches!(sim.outcomes.get(&tag), Some(crate::replication::Outcome::Reply(_)))
             });
             let leader = self.sim.leader(partition).unwrap();
             let floors = self.sim.floors.clone();
             let state = self.sim.nodes[&leader].driver.state(partition).unwrap();
             for ((_, key), floor) in floors.iter().filter(|((of, _), _)| *of == partition) {
                 let version = state.version(key).map_or(0, |version| version.0);
-                assert!(
-                    version >= *floor,
-                    "lost: {partition:?} {key:?} {version} < {floor}"
-                );
+                assert!(version >= *floor, "lost: {partition:?} {key:?} {version} < {floor}");
             }
         }
         // Replicas that were removed have heard of it, or ask.
@@ -369,25 +321,13 @@ impl Chaos {
             for id in self.sim.ids() {
                 let member = status.voters.contains(&id) || status.learners.contains(&id);
                 let held = self.sim.status(id, partition).is_some();
-                assert!(
-                    member || !held,
-                    "{id:?} still holds {partition:?}: {}",
-                    self.sim.describe()
-                );
+                assert!(member || !held, "{id:?} still holds {partition:?}: {}", self.sim.describe());
             }
         }
-        let open = self
-            .sim
-            .calls
-            .values()
-            .filter(|call| !matches!(call, Call::Wait { .. }));
+        let open = self.sim.calls.values().filter(|call| !matches!(call, Call::Wait { .. }));
         assert_eq!(open.count(), 0, "a call was never answered");
         assert_eq!(
-            self.sim
-                .nodes
-                .values()
-                .map(|node| node.driver.dropped())
-                .sum::<u64>(),
+            self.sim.nodes.values().map(|node| node.driver.dropped()).sum::<u64>(),
             0,
             "a correct replica said something odd"
         );
@@ -427,22 +367,10 @@ fn nothing_is_lost_and_everything_comes_back() {
     if single {
         return;
     }
-    println!("{counts:?}");
     // A run counts only if its faults fired.
-    for what in [
-        "crashes",
-        "pauses",
-        "cuts",
-        "changes",
-        "transfers",
-        "snapshot frames",
-        "removed",
-        "unknown",
-    ] {
-        assert!(
-            counts.get(what).copied().unwrap_or(0) > 0,
-            "no {what}: {counts:?}"
-        );
+    for what in ["crashes", "pauses", "cuts", "changes", "transfers", "snapshot frames", "removed", "unknown"]
+    {
+        assert!(counts.get(what).copied().unwrap_or(0) > 0, "no {what}: {counts:?}");
     }
     assert!(counts["writes"] > 1000 && counts["reads"] > 1000, "{counts:?}");
 }

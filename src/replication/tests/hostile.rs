@@ -48,18 +48,10 @@ fn step() -> impl Strategy<Value = ConfigStep> {
 }
 
 fn entry() -> impl Strategy<Value = LogEntry> {
-    let context = prop_oneof![
-        vec(any::<u8>(), 0..8),
-        vec(step(), 0..4).prop_map(|steps| codec::encode(&steps)),
-    ];
-    (number(), any::<bool>(), vec(any::<u8>(), 0..8), context).prop_map(|(term, config, data, context)| {
-        LogEntry {
-            term,
-            config,
-            data,
-            context,
-        }
-    })
+    let context =
+        prop_oneof![vec(any::<u8>(), 0..8), vec(step(), 0..4).prop_map(|steps| codec::encode(&steps)),];
+    (number(), any::<bool>(), vec(any::<u8>(), 0..8), context)
+        .prop_map(|(term, config, data, context)| LogEntry { term, config, data, context })
 }
 
 fn raft() -> impl Strategy<Value = Body> {
@@ -103,11 +95,7 @@ fn ids() -> impl Strategy<Value = Vec<u64>> {
 }
 
 fn header() -> impl Strategy<Value = Vec<u8>> {
-    let roster = (
-        prop::collection::btree_map(1..6u64, 0..5u8, 0..5),
-        number(),
-        number(),
-    );
+    let roster = (prop::collection::btree_map(1..6u64, 0..5u8, 0..5), number(), number());
     let state = StateMachine::default().snapshot();
     let right = (state.len() as u64, digest(&state));
     (
@@ -127,13 +115,7 @@ fn header() -> impl Strategy<Value = Vec<u8>> {
                     leader_term,
                     index,
                     term,
-                    voting: Voting {
-                        voters,
-                        learners,
-                        outgoing,
-                        learners_next: next,
-                        auto_leave,
-                    },
+                    voting: Voting { voters, learners, outgoing, learners_next: next, auto_leave },
                     roster: Roster {
                         replicas: roster
                             .0
@@ -155,12 +137,7 @@ fn body() -> impl Strategy<Value = Body> {
     let header = prop_oneof![4 => header(), 1 => vec(any::<u8>(), 0..60)];
     let chunk = (0..60u64, header, prop_oneof![3 => Just(0), 1 => number()], data).prop_map(
         |(transfer, header, offset, data)| {
-            Body::SnapshotChunk(SnapshotChunk {
-                transfer,
-                header,
-                offset,
-                data,
-            })
+            Body::SnapshotChunk(SnapshotChunk { transfer, header, offset, data })
         },
     );
     let state = prop_oneof![

@@ -1,5 +1,7 @@
 //! The driver in a deterministic world.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod chaos;
 mod hostile;
 mod sim;
@@ -42,11 +44,7 @@ fn apply_change(sim: &mut Sim, partition: PartitionId, change: &Change) {
 fn grow(sim: &mut Sim, partition: PartitionId, nodes: &[NodeId]) {
     let leader = sim.leader(partition).unwrap();
     let status = sim.status(leader, partition).unwrap();
-    let new: Vec<_> = nodes
-        .iter()
-        .copied()
-        .filter(|node| !status.voters.contains(node))
-        .collect();
+    let new: Vec<_> = nodes.iter().copied().filter(|node| !status.voters.contains(node)).collect();
     if !new.is_empty() {
         apply_change(sim, partition, &Change::AddLearners(new.clone()));
         sim.run_while(ms(5000), |sim| {
@@ -54,12 +52,7 @@ fn grow(sim: &mut Sim, partition: PartitionId, nodes: &[NodeId]) {
             !status.progress.iter().all(|replica| replica.caught_up)
         });
     }
-    let remove: Vec<_> = status
-        .voters
-        .iter()
-        .copied()
-        .filter(|node| !nodes.contains(node))
-        .collect();
+    let remove: Vec<_> = status.voters.iter().copied().filter(|node| !nodes.contains(node)).collect();
     apply_change(sim, partition, &Change::Replace { promote: new, remove });
 }
 
@@ -85,12 +78,7 @@ fn three_nodes_replicate() {
     assert_eq!(sim.status(nodes[1], P).unwrap().role, Role::Follower);
     sim.keep_outcomes = true;
     let tag = sim.put(nodes[1], P, &[3], b"elsewhere");
-    assert_eq!(
-        sim.outcomes[&tag],
-        Outcome::Refused(Refusal::NotLeader {
-            leader: Some(nodes[0])
-        })
-    );
+    assert_eq!(sim.outcomes[&tag], Outcome::Refused(Refusal::NotLeader { leader: Some(nodes[0]) }));
 }
 
 fn is_written(outcome: Option<&Outcome>) -> bool {
@@ -216,31 +204,20 @@ fn a_group_grows_and_shrinks_and_keeps_what_it_has() {
     let b = sim.start(2);
     let c = sim.start(3);
     sim.run(ms(100));
-    for (round, nodes) in [vec![a, b], vec![a, b, c], vec![a, c], vec![a]]
-        .iter()
-        .enumerate()
-    {
+    for (round, nodes) in (0u8..).zip([vec![a, b], vec![a, b, c], vec![a, c], vec![a]]) {
         for partition in (0..4).map(PartitionId) {
-            sim.put(a, partition, &[round as u8], b"value");
-            grow(&mut sim, partition, nodes);
+            sim.put(a, partition, &[round], b"value");
+            grow(&mut sim, partition, &nodes);
         }
         sim.run(ms(50));
         for node in [a, b, c] {
             let held = sim.driver(node).replicas().count();
-            assert_eq!(
-                held,
-                if nodes.contains(&node) { 4 } else { 0 },
-                "{}",
-                sim.describe()
-            );
+            assert_eq!(held, if nodes.contains(&node) { 4 } else { 0 }, "{}", sim.describe());
         }
     }
     assert_eq!(sim.driver(a).state(P).unwrap().len(), 4);
     let status = sim.status(a, P).unwrap();
-    assert_eq!(
-        (status.voters, status.learners, status.changing),
-        (vec![a], vec![], false)
-    );
+    assert_eq!((status.voters, status.learners, status.changing), (vec![a], vec![], false));
 }
 
 #[test]
@@ -251,18 +228,13 @@ fn a_change_based_on_another_configuration_is_refused() {
     let now = sim.now;
     let add = Change::AddLearners(vec![extra]);
     let leader = sim.driver(nodes[0]);
-    assert_eq!(
-        leader.change(P, config - 1, &add, now),
-        Err(ChangeError::Stale { current: config })
-    );
+    assert_eq!(leader.change(P, config - 1, &add, now), Err(ChangeError::Stale { current: config }));
     assert_eq!(leader.change(P, config, &add, now), Ok(()));
     assert_eq!(leader.change(P, config, &add, now), Err(ChangeError::Pending));
     sim.settle(nodes[0]);
     sim.run(ms(1));
     let replace = |promote: Vec<_>, remove: Vec<_>| Change::Replace { promote, remove };
-    let config = sim.run_while(ms(100), |sim| {
-        sim.status(nodes[0], P).unwrap().learners.is_empty()
-    });
+    let config = sim.run_while(ms(100), |sim| sim.status(nodes[0], P).unwrap().learners.is_empty());
     assert!(config < ms(10));
     let config = sim.status(nodes[0], P).unwrap().config;
     let now = sim.now;
@@ -275,14 +247,8 @@ fn a_change_based_on_another_configuration_is_refused() {
         leader.change(P, config, &replace(vec![], vec![nodes[0]]), now),
         Err(ChangeError::RemovesLeader)
     );
-    assert_eq!(
-        leader.change(P, config, &add, now),
-        Err(ChangeError::AlreadyThere(extra))
-    );
-    assert_eq!(
-        sim.driver(nodes[1]).change(P, config, &add, now),
-        Err(ChangeError::NotLeader)
-    );
+    assert_eq!(leader.change(P, config, &add, now), Err(ChangeError::AlreadyThere(extra)));
+    assert_eq!(sim.driver(nodes[1]).change(P, config, &add, now), Err(ChangeError::NotLeader));
 }
 
 #[test]
@@ -300,16 +266,10 @@ fn a_newcomer_gets_megabytes_in_pieces() {
         sim.keep_frames = true;
         let config = sim.status(a, P).unwrap().config;
         let now = sim.now;
-        sim.driver(a)
-            .change(P, config, &Change::AddLearners(vec![b]), now)
-            .unwrap();
+        sim.driver(a).change(P, config, &Change::AddLearners(vec![b]), now).unwrap();
         sim.settle(a);
         sim.run_while(ms(9_000), |sim| {
-            !sim.status(a, P)
-                .unwrap()
-                .progress
-                .iter()
-                .any(|replica| replica.caught_up)
+            !sim.status(a, P).unwrap().progress.iter().any(|replica| replica.caught_up)
         });
         assert_eq!(sim.driver(b).state(P).unwrap().len(), 12);
         let frames = &sim.frames[&(a, b)];
@@ -336,7 +296,7 @@ fn a_minority_says_so_at_once_and_serves_what_it_has() {
     sim.driver(nodes[1]).link_down(nodes[2], now);
     sim.settle(nodes[0]);
     let refused = Outcome::Refused(Refusal::NoQuorum);
-    assert!(sim.outcomes.get(&pending).is_some());
+    assert!(sim.outcomes.contains_key(&pending));
     for node in [nodes[0], nodes[1]] {
         let put = sim.put(node, P, b"key", b"value");
         let get = sim.get(node, P, b"key");
@@ -358,16 +318,11 @@ fn a_leader_that_lost_its_quorum_silently_answers_what_it_knows() {
         sim.blocked.insert((nodes[0], other));
     }
     sim.run(ms(200));
-    let puts: Vec<_> = (0..5000)
-        .map(|_| sim.put(nodes[0], P, b"key", b"value"))
-        .collect();
+    let puts: Vec<_> = (0..5000).map(|_| sim.put(nodes[0], P, b"key", b"value")).collect();
     let get = sim.get(nodes[0], P, b"key");
     let wait = sim.wait(nodes[0], P, b"key", None);
     sim.run(ms(3000));
-    let unknown = puts
-        .iter()
-        .filter(|tag| sim.outcomes[tag] == Outcome::Unknown)
-        .count();
+    let unknown = puts.iter().filter(|tag| sim.outcomes[tag] == Outcome::Unknown).count();
     let overloaded = Outcome::Refused(Refusal::Overloaded);
     let refused = puts.iter().filter(|tag| sim.outcomes[tag] == overloaded).count();
     assert_eq!((unknown, refused), (4096, 904));
@@ -392,11 +347,7 @@ fn a_removed_replica_destroys_itself_even_if_it_was_away() {
     let healed = sim.now;
     sim.run_while(ms(5_500), |sim| sim.status(gone, P).is_some());
     assert!(sim.now.since(healed) < ms(5_500));
-    assert_eq!(
-        sim.status(nodes[0], P).unwrap().term,
-        2,
-        "it disturbed the others"
-    );
+    assert_eq!(sim.status(nodes[0], P).unwrap().term, 2, "it disturbed the others");
 }
 
 #[test]
@@ -435,10 +386,7 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
     assert!(!sim.outcomes.contains_key(&absent));
     sim.put(nodes[0], P, b"key", b"value");
     sim.run(ms(10));
-    assert!(matches!(
-        sim.outcomes[&absent],
-        Outcome::Answer { stale: false, .. }
-    ));
+    assert!(matches!(sim.outcomes[&absent], Outcome::Answer { stale: false, .. }));
     assert!(!sim.outcomes.contains_key(&called_off));
     let again = sim.wait(nodes[0], P, b"key", None);
     sim.run(ms(5));
@@ -449,10 +397,7 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
     sim.driver(nodes[0]).hand_over(now);
     sim.settle(nodes[0]);
     sim.run(ms(20));
-    assert!(matches!(
-        sim.outcomes[&stranded],
-        Outcome::Refused(Refusal::NotLeader { .. })
-    ));
+    assert!(matches!(sim.outcomes[&stranded], Outcome::Refused(Refusal::NotLeader { .. })));
 }
 
 #[test]

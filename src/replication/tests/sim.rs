@@ -40,35 +40,18 @@ pub(super) struct Faults {
 
 impl Faults {
     pub(super) fn none() -> Self {
-        Self {
-            loss: 0.0,
-            duplication: 0.0,
-            latency_us: (200, 1_000),
-            straggler: 0.0,
-        }
+        Self { loss: 0.0, duplication: 0.0, latency_us: (200, 1_000), straggler: 0.0 }
     }
 }
 
 /// What a client did and has not been told yet.
 pub(super) enum Call {
-    Put {
-        partition: PartitionId,
-        key: Vec<u8>,
-        value: Vec<u8>,
-        floor: u64,
-    },
-    Get {
-        partition: PartitionId,
-        key: Vec<u8>,
-        floor: u64,
-    },
-    Wait {
-        partition: PartitionId,
-        key: Vec<u8>,
-        floor: u64,
-    },
+    Put { partition: PartitionId, key: Vec<u8>, value: Vec<u8>, floor: u64 },
+    Get { partition: PartitionId, key: Vec<u8>, floor: u64 },
+    Wait { partition: PartitionId, key: Vec<u8>, floor: u64 },
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each switches one thing that a test wants")]
 pub(super) struct Sim {
     pub(super) seed: u64,
     pub(super) now: Timestamp,
@@ -153,10 +136,7 @@ impl Sim {
             driver.link_up(*peer, self.now);
             node.driver.link_up(id, self.now);
         }
-        let node = Node {
-            driver,
-            paused_until: Timestamp::ZERO,
-        };
+        let node = Node { driver, paused_until: Timestamp::ZERO };
         self.nodes.insert(id, node);
         for peer in self.ids() {
             self.settle(peer);
@@ -227,7 +207,7 @@ impl Sim {
                 format!("{:?} {id:?} {output:?}", self.now).hash(&mut self.trace);
             }
             match output {
-                Output::Frame { to, messages } => self.transmit(id, to, messages),
+                Output::Frame { to, messages } => self.transmit(id, to, &messages),
                 Output::Outcome { tag, result } => self.outcome(tag, result),
                 Output::ReplicaCreated { .. } => self.count("created"),
                 Output::ReplicaRemoved { .. } => self.count("removed"),
@@ -236,17 +216,14 @@ impl Sim {
         }
     }
 
-    fn transmit(&mut self, from: NodeId, to: NodeId, messages: Vec<GroupMessage>) {
+    fn transmit(&mut self, from: NodeId, to: NodeId, messages: &[GroupMessage]) {
         if self.keep_frames {
-            self.frames.entry((from, to)).or_default().push(messages.clone());
+            self.frames.entry((from, to)).or_default().push(messages.to_vec());
         }
         if self.blocked.contains(&(from, to)) || self.rng.random_bool(self.faults.loss) {
             return;
         }
-        if messages
-            .iter()
-            .any(|message| matches!(message.body, crate::replication::Body::SnapshotChunk(_)))
-        {
+        if messages.iter().any(|message| matches!(message.body, crate::replication::Body::SnapshotChunk(_))) {
             self.count("snapshot frames");
         }
         let copies = 1 + usize::from(self.rng.random_bool(self.faults.duplication));
@@ -256,7 +233,7 @@ impl Sim {
             if self.rng.random_bool(self.faults.straggler) {
                 latency *= 30;
             }
-            let event = Event::Deliver(from, messages.clone());
+            let event = Event::Deliver(from, messages.to_vec());
             self.schedule(Duration::from_micros(latency), to, event);
         }
     }
@@ -269,15 +246,7 @@ impl Sim {
             return;
         };
         match (call, result) {
-            (
-                Call::Put {
-                    partition,
-                    key,
-                    value,
-                    floor,
-                },
-                Outcome::Reply(Reply::Written { version }),
-            ) => {
+            (Call::Put { partition, key, value, floor }, Outcome::Reply(Reply::Written { version })) => {
                 assert!(version.0 > floor, "a write of {partition:?} went back in time");
                 self.values.insert((partition, key.clone(), version.0), value);
                 self.raise((partition, key), version.0);
@@ -285,21 +254,8 @@ impl Sim {
             }
             (Call::Put { .. }, Outcome::Unknown) => self.count("unknown"),
             (
-                Call::Get {
-                    partition,
-                    key,
-                    floor,
-                }
-                | Call::Wait {
-                    partition,
-                    key,
-                    floor,
-                    ..
-                },
-                Outcome::Answer {
-                    answer: Answer::Entry(entry),
-                    stale: false,
-                },
+                Call::Get { partition, key, floor } | Call::Wait { partition, key, floor, .. },
+                Outcome::Answer { answer: Answer::Entry(entry), stale: false },
             ) => {
                 let version = entry.as_ref().map_or(0, |entry| entry.version.0);
                 assert!(
@@ -351,11 +307,7 @@ impl Sim {
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
-        let operation = Operation::Put {
-            key,
-            value,
-            ttl_ms: None,
-        };
+        let operation = Operation::Put { key, value, ttl_ms: None };
         self.driver(at).propose(partition, tag, None, operation, now);
         self.settle(at);
         tag
@@ -363,16 +315,11 @@ impl Sim {
 
     pub(super) fn get(&mut self, at: NodeId, partition: PartitionId, key: &[u8]) -> u64 {
         let tag = self.tag();
-        let call = Call::Get {
-            partition,
-            key: key.to_vec(),
-            floor: self.floor(partition, key),
-        };
+        let call = Call::Get { partition, key: key.to_vec(), floor: self.floor(partition, key) };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
-        self.driver(at)
-            .read(partition, tag, Query::Get { key: key.to_vec() }, now);
+        self.driver(at).read(partition, tag, Query::Get { key: key.to_vec() }, now);
         self.settle(at);
         tag
     }
@@ -385,11 +332,7 @@ impl Sim {
         seen: Option<Version>,
     ) -> u64 {
         let tag = self.tag();
-        let call = Call::Wait {
-            partition,
-            key: key.to_vec(),
-            floor: self.floor(partition, key),
-        };
+        let call = Call::Wait { partition, key: key.to_vec(), floor: self.floor(partition, key) };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
@@ -400,10 +343,7 @@ impl Sim {
 
     /// When something happens next.
     fn next_at(&self) -> Timestamp {
-        let event = self
-            .queue
-            .first_key_value()
-            .map_or(Timestamp::NEVER, |((at, _), _)| *at);
+        let event = self.queue.first_key_value().map_or(Timestamp::NEVER, |((at, _), _)| *at);
         self.nodes
             .values()
             .map(|node| node.driver.next_deadline().max(node.paused_until))
@@ -462,11 +402,7 @@ impl Sim {
     ) -> Duration {
         let start = self.now;
         while holds(self) {
-            assert!(
-                self.now.since(start) < limit,
-                "still so after {limit:?}: {}",
-                self.describe()
-            );
+            assert!(self.now.since(start) < limit, "still so after {limit:?}: {}", self.describe());
             self.run(ms(1));
         }
         self.now.since(start)

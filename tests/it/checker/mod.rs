@@ -78,17 +78,8 @@ impl Recorder {
         self.with(|history| {
             let invoked = history.tick();
             let records = history.keys.entry(key.to_vec()).or_default();
-            records.push(Record {
-                client,
-                op,
-                invoked,
-                returned: None,
-            });
-            Pending {
-                recorder: self.clone(),
-                key: key.to_vec(),
-                index: records.len() - 1,
-            }
+            records.push(Record { client, op, invoked, returned: None });
+            Pending { recorder: self.clone(), key: key.to_vec(), index: records.len() - 1 }
         })
     }
 
@@ -192,9 +183,7 @@ impl History {
                 Some(true) => {}
                 Some(false) => {
                     let records = shorten(records);
-                    let shorter = worst
-                        .as_ref()
-                        .is_none_or(|worst| records.len() < worst.records.len());
+                    let shorter = worst.as_ref().is_none_or(|worst| records.len() < worst.records.len());
                     if shorter {
                         let key = key.clone();
                         worst = Some(Counterexample { key, records });
@@ -224,10 +213,8 @@ const SHORTEN_STEPS: usize = 200_000;
 /// without making a contradiction of its own.
 fn shorten(records: &[Record]) -> Vec<Record> {
     let fails = |records: &[Record]| search::is_linearizable(records, SHORTEN_STEPS) == Some(false);
-    let mut ends: Vec<u64> = records
-        .iter()
-        .filter_map(|record| record.returned.as_ref().map(|(at, _)| *at))
-        .collect();
+    let mut ends: Vec<u64> =
+        records.iter().filter_map(|record| record.returned.as_ref().map(|(at, _)| *at)).collect();
     ends.sort_unstable();
     // A longer prefix of a failing history fails as well.
     let first = ends.partition_point(|end| !fails(&prefix(records, *end)));
@@ -242,10 +229,7 @@ fn shorten(records: &[Record]) -> Vec<Record> {
         // An open operation can only explain more, so it stays.
         let has_no_effect = matches!(
             &record.returned,
-            Some((
-                _,
-                Ret::Entry(_) | Ret::Conflict(_) | Ret::NotAnInteger | Ret::Deleted(false)
-            ))
+            Some((_, Ret::Entry(_) | Ret::Conflict(_) | Ret::NotAnInteger | Ret::Deleted(false)))
         );
         if has_no_effect {
             let left_out = shortest.remove(at);
@@ -272,11 +256,7 @@ fn prefix(records: &[Record], end: u64) -> Vec<Record> {
 impl fmt::Display for Counterexample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.key.escape_ascii();
-        writeln!(
-            f,
-            "no order explains these {} operations on {key}:",
-            self.records.len()
-        )?;
+        writeln!(f, "no order explains these {} operations on {key}:", self.records.len())?;
         for record in &self.records {
             writeln!(f, "  {record}")?;
         }
@@ -286,15 +266,8 @@ impl fmt::Display for Counterexample {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = self
-            .returned
-            .as_ref()
-            .map_or_else(|| "...".to_owned(), |(at, _)| at.to_string());
-        write!(
-            f,
-            "[{:>6} {end:>6}] client {}: {}",
-            self.invoked, self.client, self.op
-        )?;
+        let end = self.returned.as_ref().map_or_else(|| "...".to_owned(), |(at, _)| at.to_string());
+        write!(f, "[{:>6} {end:>6}] client {}: {}", self.invoked, self.client, self.op)?;
         match &self.returned {
             Some((_, ret)) => write!(f, " -> {ret}"),
             None => write!(f, " -> unknown"),

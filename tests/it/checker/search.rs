@@ -23,11 +23,7 @@ impl Model {
             (Op::Get, Some(Ret::Entry(None))) => self.entry.is_none().then(|| self.clone()),
             (Op::Get, Some(Ret::Entry(Some((value, version))))) => {
                 let (held, _) = self.entry.as_ref()?;
-                if held == value {
-                    self.at(Some(*version))
-                } else {
-                    None
-                }
+                if held == value { self.at(Some(*version)) } else { None }
             }
             (Op::Put(value), Some(Ret::Written(version))) => self.write(value.clone(), Some(*version)),
             (Op::Put(value), None) => self.write(value.clone(), None),
@@ -76,27 +72,17 @@ impl Model {
             Some(version) => version.0,
             None => self.floor,
         };
-        Some(Self {
-            entry: Some((value, version)),
-            floor,
-        })
+        Some(Self { entry: Some((value, version)), floor })
     }
 
     fn delete(&self) -> Self {
-        Self {
-            entry: None,
-            floor: self.floor,
-        }
+        Self { entry: None, floor: self.floor }
     }
 
     fn sum(&self, by: i64) -> Option<i64> {
         match &self.entry {
             None => Some(by),
-            Some((value, _)) => std::str::from_utf8(value)
-                .ok()?
-                .parse::<i64>()
-                .ok()?
-                .checked_add(by),
+            Some((value, _)) => std::str::from_utf8(value).ok()?.parse::<i64>().ok()?.checked_add(by),
         }
     }
 }
@@ -133,9 +119,7 @@ impl Events {
             kinds: vec![Event::Return],
             stamps: vec![0],
             next: (1..=all.len() + 1).collect(),
-            previous: (0..=all.len() + 1)
-                .map(|position| position.saturating_sub(1))
-                .collect(),
+            previous: (0..=all.len() + 1).map(|position| position.saturating_sub(1)).collect(),
             ends: vec![0; all.len() + 1],
         };
         let mut starts = vec![0; records.len()];
@@ -185,9 +169,8 @@ enum Cursor {
 /// Whether an order explains the records of one key; `None`: not found out within `steps`.
 pub(super) fn is_linearizable(records: &[Record], steps: usize) -> Option<bool> {
     let mut events = Events::new(records);
-    let mut open: Vec<usize> = (0..records.len())
-        .filter(|index| records[*index].returned.is_none())
-        .collect();
+    let mut open: Vec<usize> =
+        (0..records.len()).filter(|index| records[*index].returned.is_none()).collect();
     open.sort_unstable_by_key(|index| records[*index].invoked);
     let mut missing = records.len() - open.len();
     let mut done = vec![0u64; records.len().div_ceil(64)];
@@ -208,10 +191,9 @@ pub(super) fn is_linearizable(records: &[Record], steps: usize) -> Option<bool> 
                     continue;
                 }
             },
-            Cursor::Open(number, before) => open
-                .get(number)
-                .copied()
-                .filter(|index| records[*index].invoked < before),
+            Cursor::Open(number, before) => {
+                open.get(number).copied().filter(|index| records[*index].invoked < before)
+            }
         };
         let Some(index) = candidate else {
             // All has been tried from here: take the last choice back.
@@ -268,16 +250,13 @@ fn behind(cursor: Cursor, events: &Events) -> Cursor {
 pub(super) fn tries_every_order(records: &[Record]) -> bool {
     fn go(records: &[Record], done: &mut [bool], model: &Model) -> bool {
         let undone = || (0..records.len()).filter(|index| !done[*index]);
-        let Some(first_return) = undone()
-            .filter_map(|index| records[index].returned.as_ref())
-            .map(|(at, _)| *at)
-            .min()
+        let Some(first_return) =
+            undone().filter_map(|index| records[index].returned.as_ref()).map(|(at, _)| *at).min()
         else {
             return true;
         };
-        let candidates: Vec<usize> = undone()
-            .filter(|index| records[*index].invoked < first_return)
-            .collect();
+        let candidates: Vec<usize> =
+            undone().filter(|index| records[*index].invoked < first_return).collect();
         candidates.into_iter().any(|index| {
             let record = &records[index];
             let ret = record.returned.as_ref().map(|(_, ret)| ret);

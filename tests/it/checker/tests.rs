@@ -109,26 +109,13 @@ impl Play {
         let key = key.to_vec();
         let operation = match op.clone() {
             Op::Get => return self.read(key),
-            Op::Put(value) => Operation::Put {
-                key,
-                value,
-                ttl_ms: None,
-            },
+            Op::Put(value) => Operation::Put { key, value, ttl_ms: None },
             Op::Delete => Operation::Delete { key },
-            Op::Swap(expected, value) => Operation::CompareAndSwap {
-                key,
-                expected,
-                value,
-                ttl_ms: None,
-            },
+            Op::Swap(expected, value) => Operation::CompareAndSwap { key, expected, value, ttl_ms: None },
             Op::Increment(by) => Operation::Increment { key, by },
         };
         self.index += 1;
-        let command = Command {
-            time: PartitionTime(0),
-            origin: None,
-            operation,
-        };
+        let command = Command { time: PartitionTime(0), origin: None, operation };
         match self.store.apply(self.index, command) {
             Reply::Written { version } => Ret::Written(version),
             Reply::Deleted { existed } => Ret::Deleted(existed),
@@ -215,10 +202,7 @@ fn planted_faults_are_found() {
             verdict => panic!("seed {seed}: {fault:?} was not found: {verdict:?}"),
         }
     }
-    assert!(
-        longest < 150,
-        "a counterexample of {longest} operations is none to read"
-    );
+    assert!(longest < 150, "a counterexample of {longest} operations is none to read");
 }
 
 /// Every order of a few operations with answers drawn at random, most of them impossible.
@@ -237,10 +221,7 @@ fn agrees_with_trying_every_order() {
                 1 => (Op::Get, Ret::Entry(Some((value, version)))),
                 2 => (Op::Put(value), Ret::Written(version)),
                 3 => (Op::Delete, Ret::Deleted(rng.random())),
-                4 => (
-                    Op::Swap(Some(version), value),
-                    Ret::Written(Version(version.0 + 1)),
-                ),
+                4 => (Op::Swap(Some(version), value), Ret::Written(Version(version.0 + 1))),
                 _ => (Op::Increment(1), Ret::Sum(rng.random_range(0..3))),
             };
             pending.push((recorder.invoke(client, b"k", op), ret));
@@ -278,16 +259,10 @@ fn a_counterexample_can_be_read() {
     let recorder = Recorder::default();
     let k = b"k".as_slice();
     let slow = recorder.invoke(9, k, Op::Put(b"z".to_vec()));
-    recorder
-        .invoke(1, k, Op::Put(b"x".to_vec()))
-        .ok(Ret::Written(Version(1)));
-    recorder
-        .invoke(2, k, Op::Get)
-        .ok(Ret::Entry(Some((b"x".to_vec(), Version(1)))));
+    recorder.invoke(1, k, Op::Put(b"x".to_vec())).ok(Ret::Written(Version(1)));
+    recorder.invoke(2, k, Op::Get).ok(Ret::Entry(Some((b"x".to_vec(), Version(1)))));
     recorder.invoke(1, k, Op::Delete).ok(Ret::Deleted(true));
-    recorder
-        .invoke(2, k, Op::Get)
-        .ok(Ret::Entry(Some((b"x".to_vec(), Version(1)))));
+    recorder.invoke(2, k, Op::Get).ok(Ret::Entry(Some((b"x".to_vec(), Version(1)))));
     recorder.invoke(2, k, Op::Get).ok(Ret::Entry(None));
     drop(slow);
     let Verdict::Violation(found) = recorder.history().check() else {
@@ -330,17 +305,11 @@ fn an_unknown_write_may_be_seen_by_its_traces_alone() {
     let recorder = Recorder::default();
     recorder.invoke(1, b"k", Op::Put(b"5".to_vec())).unknown();
     recorder.invoke(2, b"k", Op::Increment(1)).ok(Ret::Sum(6));
-    recorder
-        .invoke(3, b"k", Op::Swap(Some(Version(9)), b"x".to_vec()))
-        .unknown();
+    recorder.invoke(3, b"k", Op::Swap(Some(Version(9)), b"x".to_vec())).unknown();
     recorder.invoke(2, b"k", Op::Delete).ok(Ret::Deleted(true));
-    recorder
-        .invoke(2, b"k", Op::Put(b"y".to_vec()))
-        .ok(Ret::Written(Version(12)));
+    recorder.invoke(2, b"k", Op::Put(b"y".to_vec())).ok(Ret::Written(Version(12)));
     assert_eq!(recorder.history().check(), Verdict::Linearizable);
     // Versions that do not grow are a violation by themselves.
-    recorder
-        .invoke(2, b"k", Op::Put(b"y".to_vec()))
-        .ok(Ret::Written(Version(11)));
+    recorder.invoke(2, b"k", Op::Put(b"y".to_vec())).ok(Ret::Written(Version(11)));
     assert!(matches!(recorder.history().check(), Verdict::Violation(_)));
 }
