@@ -232,11 +232,7 @@ mod tests {
     }
 
     async fn say(room: &Room<NodeRpc>, text: &str) -> u64 {
-        let line = Line {
-            nick: "ada".to_owned(),
-            text: text.to_owned(),
-            from: 1,
-        };
+        let line = Line { nick: "ada".to_owned(), text: text.to_owned(), from: 1 };
         room.say(&line).await.expect("said")
     }
 
@@ -254,11 +250,7 @@ mod tests {
             assert_eq!(say(&room, text).await, number);
         }
         let mut late = room.listen().await.expect("listening");
-        let waiting: Vec<String> = late
-            .take_waiting()
-            .into_iter()
-            .map(|(_, line)| line.text)
-            .collect();
+        let waiting: Vec<String> = late.take_waiting().into_iter().map(|(_, line)| line.text).collect();
         assert_eq!(waiting, ["one", "two", "three"]);
         say(&room, "four").await;
         for number in 1..=3 {
@@ -288,10 +280,7 @@ mod tests {
         let client = node.client();
         let room = Room::new(client.clone(), "tea");
         let mut listener = room.listen().await.expect("listening");
-        client
-            .increment("chat/tea/head", 1)
-            .await
-            .expect("a number without a message");
+        client.increment("chat/tea/head", 1).await.expect("a number without a message");
         say(&room, "after it").await;
         assert_eq!(hear(&mut listener).await, (2, "after it".to_owned()));
         node.stop().await;
