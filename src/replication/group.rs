@@ -1606,8 +1606,8 @@ impl Group {
             return;
         };
         let Ok(state) = self.raw.apply_conf_change(&convert::conf_change(&steps)) else {
-            // Every replica refuses alike what does not fit the configuration in force.
-            shared.dropped += 1;
+            // Every replica refuses alike what does not fit the configuration in force, for example to leave a
+            // joint configuration for the second time, after a change of leaders.
             return;
         };
         self.raw.mut_store().set_voting(state);
