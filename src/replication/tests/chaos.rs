@@ -349,9 +349,7 @@ fn nothing_is_lost_and_everything_comes_back() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("ROUNDTABLE_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("ROUNDTABLE_SEEDS").unwrap_or(SEEDS))
-            .chain(FINDERS)
-            .collect(),
+        None => (0..number("ROUNDTABLE_SEEDS").unwrap_or(SEEDS)).chain(FINDERS).collect(),
     };
     let single = seeds.len() == 1;
     let mut counts = std::collections::BTreeMap::<&str, u64>::new();
