@@ -35,7 +35,7 @@ impl Partition {
     fn get(&self, key: &str) -> Option<Entry> {
         match self.state.query(&Query::Get { key: key.into() }) {
             Answer::Entry(entry) => entry,
-            page @ Answer::Page { .. } => panic!("{page:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -46,7 +46,7 @@ impl Partition {
                 entries.into_iter().map(|(key, _)| String::from_utf8(key.into_vec()).unwrap()).collect(),
                 more,
             ),
-            entry @ Answer::Entry(_) => panic!("{entry:?}"),
+            other => panic!("{other:?}"),
         }
     }
 }
@@ -318,10 +318,7 @@ impl Model {
                 Some((_, value, ..)) => (value, due(ttl_ms), Reply::Written { version }),
                 None => return Reply::NotFound,
             },
-            Operation::Advance
-            | Operation::Seal { .. }
-            | Operation::Unseal { .. }
-            | Operation::Dissolve { .. } => unreachable!(),
+            _ => unreachable!(),
         };
         self.keys.retain(|(found, ..)| found != key);
         self.keys.push((key.to_vec(), value, index, due));
