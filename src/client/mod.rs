@@ -28,7 +28,7 @@ pub use crate::state_machine::{Entry, LimitError, MAX_DEADLINE};
 pub use error::{Error, Outcome};
 
 use crate::id::{NodeId, SessionId, Version};
-use crate::state_machine::{Operation, Query, Reply};
+use crate::state_machine::{Operation, Query, Reply, Watch};
 use crate::time::Timestamp;
 use crate::wire::{Consistency, NodeStatus, Request, Response, Rpc, SwarmView};
 use call::{Action, Call, ask, unexpected};
@@ -101,9 +101,9 @@ impl<R: Rpc> Client<R> {
     /// # Errors
     /// If it was not answered before the deadline.
     pub async fn get(&self, key: impl Into<Vec<u8>>) -> Result<Option<Entry>, Error> {
-        let key = key.into();
-        Query::Get { key: key.clone() }.check()?;
-        Call::new(self, Action::Get { key }).run().await?.entry()
+        let query = Query::Get { key: key.into() };
+        query.check()?;
+        Call::new(self, Action::Ask { query }).run().await?.entry()
     }
 
     /// Reads a key from any replica: [`Client::stale`] for one read.
@@ -231,10 +231,9 @@ impl<R: Rpc> Client<R> {
         key: impl Into<Vec<u8>>,
         seen: Option<Version>,
     ) -> Result<Option<Entry>, Error> {
-        let key = key.into();
-        Query::Get { key: key.clone() }.check()?;
-        let action = Action::Wait { key, seen };
-        Call::new(self, action).run().await?.entry()
+        let watch = Watch::Key { key: key.into(), seen };
+        watch.check()?;
+        Call::new(self, Action::Wait(watch)).run().await?.entry()
     }
 
     /// The swarm as a linked node sees it now.

@@ -256,18 +256,13 @@ impl Rpc for Net {
 
 impl Net {
     async fn wait(&self, request: Request) -> Result<Response, RpcError> {
-        let Request::Wait { partition, key, seen, timeout_ms, .. } = request else {
+        let Request::Wait { partition, watch, timeout_ms, .. } = request else {
             panic!("no wait");
         };
         for _ in 0..timeout_ms {
             sleep(MS).await;
-            let query = Query::Get { key: key.clone() };
-            let answer = self.world().partitions[partition.0 as usize].query(&query);
-            if let crate::state_machine::Answer::Entry(Some(entry)) = &answer
-                && Some(entry.version) != seen
-            {
-                let stale = false;
-                return Ok(Response::Answer { answer, stale });
+            if let Some(answer) = self.world().partitions[partition.0 as usize].look(&watch) {
+                return Ok(Response::Answer { answer, stale: false });
             }
         }
         Ok(Response::Unchanged)

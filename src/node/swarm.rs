@@ -17,7 +17,6 @@ use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
 use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
 use crate::ring::{PartitionCount, Ring};
-use crate::state_machine::Query;
 use crate::time::Timestamp;
 use crate::wire::{
     Consistency, MAX_WAIT_MS, MemberView, Message, PartitionStatus, Refusal, Request, Response, SwarmView,
@@ -285,13 +284,13 @@ impl Swarm {
                     self.driver.read(partition, tag, query, now);
                 }
             }
-            Request::Wait { partition, key, seen, timeout_ms, .. } => {
+            Request::Wait { partition, watch, timeout_ms, .. } => {
                 if self.waits.len() >= MAX_WAITS {
                     return Err(Response::Refused(Refusal::Overloaded));
                 }
                 let timeout = Duration::from_millis(u64::from(timeout_ms.min(MAX_WAIT_MS)));
                 self.waits.insert((now + timeout, tag));
-                self.driver.wait(partition, tag, key, seen, now);
+                self.driver.wait(partition, tag, watch, now);
             }
             Request::View | Request::Status | Request::Ticket | Request::Leave => {}
         }
@@ -311,8 +310,13 @@ impl Swarm {
                 }
                 operation.key()
             }
-            Request::Read { query: Query::Get { key }, .. } | Request::Wait { key, .. } => {
-                Some(key.as_slice())
+            Request::Read { query, .. } => {
+                query.check().map_err(|error| error.to_string())?;
+                query.key()
+            }
+            Request::Wait { watch, .. } => {
+                watch.check().map_err(|error| error.to_string())?;
+                Some(watch.key())
             }
             _ => None,
         };

@@ -208,11 +208,6 @@ impl Operation {
         }
     }
 
-    /// Whether the operation may change who holds or waits for the lock that it names.
-    pub(crate) fn is_about_lock(&self) -> bool {
-        matches!(self, Self::Acquire { .. } | Self::Release { .. } | Self::Proclaim { .. })
-    }
-
     /// Whether this is about the partition as a whole, and asked for by a node on behalf of its swarm.
     pub fn is_administrative(&self) -> bool {
         matches!(self, Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. })

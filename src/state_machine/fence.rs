@@ -24,18 +24,18 @@ impl Fences {
     /// Lets a write with this token through and remembers it. `Err`: it must not be applied, and this is its
     /// answer.
     pub(super) fn pass(&mut self, key: &[u8], token: FencingToken) -> Result<(), Reply> {
-        match self.tokens.get_mut(key) {
-            Some(current) if *current > token => Err(Reply::Fenced { current: *current }),
-            Some(current) => {
-                *current = token;
-                Ok(())
+        if let Some(current) = self.tokens.get_mut(key) {
+            if *current > token {
+                return Err(Reply::Fenced { current: *current });
             }
-            None if self.tokens.len() >= MAX_FENCED => Err(Reply::TooManyFenced),
-            None => {
-                self.restore(key.to_vec(), token);
-                Ok(())
-            }
+            *current = token;
+            return Ok(());
         }
+        if self.tokens.len() >= MAX_FENCED {
+            return Err(Reply::TooManyFenced);
+        }
+        self.restore(key.to_vec(), token);
+        Ok(())
     }
 
     pub(super) fn restore(&mut self, key: Vec<u8>, token: FencingToken) {

@@ -239,8 +239,7 @@ impl Locks {
             return Reply::TooManyLocks;
         }
         let expiry = after(now, lease_ms);
-        let place =
-            Place { name: name.clone(), mode, lease_ms, expiry, note, arrival: index, token: None };
+        let place = Place { name: name.clone(), mode, lease_ms, expiry, note, arrival: index, token: None };
         self.insert(claim, place);
         self.locks.entry(name.clone()).or_insert_with(|| Lock::new(index)).waiters.insert((index, claim));
         self.serve(&name, index, now);

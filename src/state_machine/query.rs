@@ -108,7 +108,7 @@ pub enum Answer {
 /// A change to wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Watch {
-    /// A key is in another version than `seen` (`None`: it is there). Answered by [`Answer::Entry`].
+    /// A key is there in another version than `seen`. Answered by [`Answer::Entry`].
     Key {
         /// The key.
         #[serde(with = "serde_bytes")]
@@ -142,9 +142,12 @@ impl Watch {
         }
     }
 
-    /// Whether an operation on the key or lock of this name may be what is waited for.
-    pub(crate) fn is_about_lock(&self) -> bool {
-        !matches!(self, Self::Key { .. })
+    /// Whether the watch is within the limits; to be asked before it is sent and before it is kept.
+    ///
+    /// # Errors
+    /// The limit that it exceeds.
+    pub fn check(&self) -> Result<(), LimitError> {
+        check_key(self.key())
     }
 }
 

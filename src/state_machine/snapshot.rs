@@ -131,7 +131,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
     let Some((&FORMAT, mut records)) = body.split_first() else {
         return Err(malformed("snapshot of another format"));
     };
-    let Some(Record::Header { time, sealed, keys, fences, places, last_token, sessions }) = next(&mut records)?
+    let Some(Record::Header { time, sealed, keys, fences, places, last_token, sessions }) =
+        next(&mut records)?
     else {
         return Err(malformed("snapshot without a header"));
     };
@@ -203,7 +204,9 @@ fn rank<'a>(record: &Record<'a>, last: Option<Rank<'_>>) -> Option<Rank<'a>> {
         (Record::Lock { name, .. }, _) => Some(Rank::Lock(name)),
         (Record::Place { claim, .. }, _) => Some(Rank::Place(*claim)),
         (Record::Session { id, .. }, _) => Some(Rank::Session(*id, None)),
-        (Record::Answer { sequence, .. }, Some(Rank::Session(id, _))) => Some(Rank::Session(id, Some(*sequence))),
+        (Record::Answer { sequence, .. }, Some(Rank::Session(id, _))) => {
+            Some(Rank::Session(id, Some(*sequence)))
+        }
         (Record::Answer { .. }, _) => None,
     }
 }

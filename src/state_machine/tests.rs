@@ -3,7 +3,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::SessionId;
+use crate::id::{FencingToken, SessionId};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -363,8 +363,25 @@ fn origins() -> impl Strategy<Value = Option<Origin>> {
     })
 }
 
-/// A state with keys, sessions and answers in it.
+/// Operations on locks, and writes with tokens.
+fn lock_operations() -> impl Strategy<Value = Operation> {
+    let name = || "[ab]".prop_map(String::into_bytes);
+    let claim =
+        || (0u128..3, 0u64..5).prop_map(|(session, number)| Claim { session: SessionId(session), number });
+    prop_oneof![
+        (name(), claim(), any::<bool>(), 1u64..DAY_MS).prop_map(|(name, claim, alone, lease_ms)| {
+            let mode = if alone { LockMode::Exclusive } else { LockMode::Permit { of: 2 } };
+            Operation::Acquire { name, claim, mode, lease_ms, wait: true, note: b"note".to_vec() }
+        }),
+        (name(), claim()).prop_map(|(name, claim)| Operation::Release { name, claim }),
+        (name(), 0u64..9)
+            .prop_map(|(key, token)| Operation::DeleteFenced { key, token: FencingToken(token) }),
+    ]
+}
+
+/// A state with keys, locks, sessions and answers in it.
 fn states() -> impl Strategy<Value = StateMachine> {
+    let operations = || prop_oneof![operations(), lock_operations()];
     vec((origins(), 0u64..DAY_MS / 100, operations()), 0..80).prop_map(|steps| {
         let mut partition = Partition::default();
         for (origin, time, operation) in steps {
