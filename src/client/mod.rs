@@ -9,6 +9,7 @@
 
 mod call;
 mod error;
+mod lock;
 mod router;
 mod scan;
 mod session;
@@ -24,8 +25,11 @@ use futures::stream::BoxStream;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-pub use crate::state_machine::{Entry, LimitError, MAX_DEADLINE};
+pub use crate::state_machine::{Claim, Entry, LimitError, LockMode, LockView, MAX_DEADLINE, PlaceView};
 pub use error::{Error, Outcome};
+pub use lock::{
+    DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore,
+};
 
 use crate::id::{NodeId, SessionId, Version};
 use crate::state_machine::{Operation, Query, Reply, Watch};
@@ -59,6 +63,7 @@ struct Shared<R> {
     router: Router<R>,
     session: Arc<Session>,
     clock: Clock,
+    keeper: lock::Keeper,
 }
 
 impl<R: Rpc> Client<R> {
@@ -68,7 +73,7 @@ impl<R: Rpc> Client<R> {
         let session = Arc::new(Session::new(SessionId(rng.random())));
         let router = Router::new(rpc, Arc::clone(&clock), rng);
         Self {
-            shared: Arc::new(Shared { router, session, clock }),
+            shared: Arc::new(Shared { router, session, clock, keeper: lock::Keeper::default() }),
             deadline: DEFAULT_DEADLINE,
             patience: DEFAULT_PATIENCE,
             consistency: Consistency::default(),
@@ -332,6 +337,8 @@ fn failure(reply: &Reply) -> Error {
         Reply::Conflict { version } => Error::Conflict { version: *version },
         Reply::NotFound => Error::NotFound,
         Reply::NotAnInteger => Error::NotAnInteger,
+        Reply::Fenced { current } => Error::Fenced { current: *current },
+        Reply::TooManyFenced => Error::TooManyFenced,
         _ => unexpected(),
     }
 }
