@@ -27,9 +27,7 @@ use rand::rngs::StdRng;
 
 pub use crate::state_machine::{Claim, Entry, LimitError, LockMode, LockView, MAX_DEADLINE, PlaceView};
 pub use error::{Error, Outcome};
-pub use lock::{
-    DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore,
-};
+pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
 
 use crate::id::{NodeId, SessionId, Version};
 use crate::state_machine::{Operation, Query, Reply, Watch};

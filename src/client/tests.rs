@@ -8,9 +8,9 @@ use rand::SeedableRng;
 use tokio::time::{Instant, sleep};
 
 use super::*;
+use crate::id::PartitionId;
 use crate::id::SwarmId;
 use crate::membership::MemberState;
-use crate::id::PartitionId;
 use crate::state_machine::{Command, Origin, PartitionTime, StateMachine};
 use crate::wire::{MemberView, Refusal, RpcError};
 
@@ -115,9 +115,8 @@ impl Net {
     /// A client whose clock is ahead of the runtime's timers by so many milliseconds.
     pub(super) fn client_with(&self, seed: u64, ahead: Arc<AtomicU64>) -> Client<Net> {
         let start = Instant::now();
-        let clock = move || {
-            Timestamp::ZERO + start.elapsed() + Duration::from_millis(ahead.load(Ordering::Relaxed))
-        };
+        let clock =
+            move || Timestamp::ZERO + start.elapsed() + Duration::from_millis(ahead.load(Ordering::Relaxed));
         Client::new(self.clone(), Arc::new(clock), StdRng::seed_from_u64(seed))
     }
 

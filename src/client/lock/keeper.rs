@@ -81,8 +81,7 @@ impl Keeper {
         let mut book = lock(&self.book);
         let number = book.next_number;
         book.next_number += 1;
-        let (sender, receiver) =
-            watch::channel(Trust { token: None, until: Timestamp::NEVER, lost: false });
+        let (sender, receiver) = watch::channel(Trust { token: None, until: Timestamp::NEVER, lost: false });
         book.trust.insert(number, sender);
         (number, receiver)
     }

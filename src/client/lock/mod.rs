@@ -379,7 +379,9 @@ pub enum LockError {
         ahead: u32,
     },
     /// This [`Lock`] is held already, or waits to be.
-    #[error("not acquired: it is held, or waited for, by the same `Lock`; make another, or make it reentrant")]
+    #[error(
+        "not acquired: it is held, or waited for, by the same `Lock`; make another, or make it reentrant"
+    )]
     Reentrant,
     /// The lease was over before this. What was done under the lock may have met another holder.
     #[error("lost: the lease was over")]

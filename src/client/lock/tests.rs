@@ -121,10 +121,7 @@ async fn a_holder_that_reaches_nobody_knows_before_another_holds() {
     let token = guard.token();
     let next = take(&other, "a").await;
     other.put_fenced("k", "new", next.token()).await.unwrap();
-    assert_eq!(
-        one.put_fenced("k", "old", token).await,
-        Err(Error::Fenced { current: next.token() })
-    );
+    assert_eq!(one.put_fenced("k", "old", token).await, Err(Error::Fenced { current: next.token() }));
     assert_eq!(one.delete_fenced("k", token).await, Err(Error::Fenced { current: next.token() }));
     // A lost lock does not come back.
     guard.lost().await;
