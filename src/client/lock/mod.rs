@@ -331,17 +331,21 @@ impl<R: Rpc> LockGuard<R> {
     /// Waits until the lock can no longer be relied on: renewals were not acknowledged for most of a lease, the
     /// machine slept or the process was paused for so long, or the partition says that the lease is over.
     /// Resolves before another can hold the lock, if this process runs at that time; else as soon as it runs.
-    pub async fn lost(&self) {
+    /// The future does not keep the lock; after a release it resolves as well.
+    pub fn lost(&self) -> impl Future<Output = ()> + Send + use<R> {
         let mut trust = self.tenure.trust.clone();
-        loop {
-            let Trust { until, lost, .. } = *trust.borrow_and_update();
-            let left = until.since(self.tenure.client.now());
-            if lost || left.is_zero() {
-                return;
-            }
-            tokio::select! {
-                changed = trust.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(left.min(CLOCK_SLICE)) => {}
+        let clock = Arc::clone(&self.tenure.client.shared.clock);
+        async move {
+            loop {
+                let Trust { until, lost, .. } = *trust.borrow_and_update();
+                let left = until.since(clock());
+                if lost || left.is_zero() {
+                    return;
+                }
+                tokio::select! {
+                    changed = trust.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(left.min(CLOCK_SLICE)) => {}
+                }
             }
         }
     }
