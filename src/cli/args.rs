@@ -282,7 +282,7 @@ enum Sub {
 
     /// Measure how fast the swarm is from here
     #[command(
-        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16 --keys 1\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
     )]
     Bench(BenchArgs),
 
@@ -311,7 +311,7 @@ struct RunArgs {
     /// How long it stays taken when this process falls silent; 100ms to 1h
     #[arg(long, value_name = "TIME", value_parser = parse_positive_duration, default_value = "10s")]
     lease: Duration,
-    /// Between SIGTERM and SIGKILL when the lock is lost; unless given, what is left of the lease (a tenth)
+    /// Between SIGTERM and SIGKILL when the lock is lost; unless given, a twentieth of the lease
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     grace: Option<Duration>,
     /// What others see of the holder, instead of the command and its process id
@@ -438,6 +438,8 @@ enum OperationName {
     Get,
     /// Half of each
     Mixed,
+    /// Take and release locks: each client its own as far as --keys goes; --keys 1: one for all
+    Lock,
 }
 
 /// Understands the command line.
@@ -550,6 +552,7 @@ fn bench_plan(args: &BenchArgs) -> Result<bench::Bench, String> {
         OperationName::Put => bench::Mix::Put,
         OperationName::Get => bench::Mix::Get,
         OperationName::Mixed => bench::Mix::Mixed,
+        OperationName::Lock => bench::Mix::Lock,
     };
     if args.value_size > MAX_VALUE_BYTES {
         return Err(format!("--value-size may be at most {MAX_VALUE_BYTES} bytes"));

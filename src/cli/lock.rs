@@ -23,8 +23,8 @@ use crate::net::Net;
 
 /// When the wait is broken off: for the last message to leave.
 const FAREWELL: Duration = Duration::from_millis(100);
-/// The part of the lease that is left when a lock is lost: so long a command may take to end.
-const GRACE_SHARE: u32 = 10;
+/// The part of the lease that a command may take to end when its lock is lost: half of what is left then.
+const GRACE_SHARE: u32 = 20;
 /// What a shell gives for a command that could not be run, and for one that is not there.
 const CANNOT_RUN: u8 = 126;
 const NOT_THERE: u8 = 127;
@@ -51,7 +51,7 @@ pub(super) struct Run {
     pub(super) wait: Option<Duration>,
     /// The lease.
     pub(super) lease: Duration,
-    /// Between SIGTERM and SIGKILL; `None`: what is left of the lease.
+    /// Between SIGTERM and SIGKILL; `None`: half of what is left of the lease.
     pub(super) grace: Option<Duration>,
     /// What others see.
     pub(super) note: Option<String>,
