@@ -65,27 +65,34 @@ fn each_side_of_a_cut_serves_what_it_has_a_majority_of() {
         let many = scope.spawn(move || lab.each_key(with_many, &addresses(&many), Work::WriteEachOnce));
         (few.join().expect("probed"), many.join().expect("probed"))
     });
+    // By now the two know that they are alone.
+    let later = lab.each_key(with_few, &addresses(&few), Work::WriteEachOnce);
     let stale = lab.each_key(with_few, &addresses(&few), Work::ReadEachOnceStale);
 
     let mut slowest = [Duration::ZERO; 2];
     let mut served = [0; 2];
-    for (side, probe, has) in [
-        (0, &at_few, &(|key: usize| on_many[key] < 2) as &dyn Fn(usize) -> bool),
-        (1, &at_many, &|key: usize| on_many[key] >= 2),
-    ] {
+    for (side, probe) in [(0, &at_few), (1, &at_many)] {
         for seen in probe {
-            if has(seen.key as usize) {
+            if (on_many[seen.key as usize] >= 2) == (side == 1) {
                 assert!(seen.result.is_ok(), "side {side} has a majority: {seen:?}");
                 slowest[side] = slowest[side].max(seen.returned - cut);
                 served[side] += 1;
             } else {
-                refused(seen);
+                assert!(seen.result.is_err(), "side {side} has no majority: {seen:?}");
             }
         }
     }
+    let refused = |seen: &&Seen| on_many[seen.key as usize] >= 2;
+    let no_quorum = |seen: &Seen| seen.result.as_ref().is_err_and(|trouble| trouble.no_quorum);
+    // What a leader on this side had accepted before it knew may still happen after the heal: nobody can say.
+    let at_once = at_few.iter().filter(refused).filter(|seen| no_quorum(seen)).count();
+    say(&format!("of {} keys refused by the two, {at_once} were refused for good at once", served[1]));
+    for seen in later.iter().filter(refused) {
+        assert!(no_quorum(seen), "once the two know that they are alone: {seen:?}");
+    }
     say(&format!("of {KEYS} keys the two serve {}, the three serve {}", served[0], served[1]));
     measured("the three serve what they have a majority of, after", slowest[1], SERVES_LIMIT);
-    let refusals = at_few.iter().filter(|seen| seen.result.is_err()).map(Seen::took);
+    let refusals = later.iter().filter(refused).map(Seen::took);
     measured("the two refuse the rest within", refusals.max().unwrap_or_default(), REFUSES_LIMIT);
     let mut read = 0;
     for seen in &stale {
@@ -117,16 +124,9 @@ fn each_side_of_a_cut_serves_what_it_has_a_majority_of() {
     }
     story.add(at_few);
     story.add(at_many);
+    story.add(later);
     say(&format!("{} operations, {}/s; errors {:?}", story.len(), story.rate(), story.errors()));
     end(&lab, with_many, &story);
-}
-
-/// Refused as it should be: told that there is no quorum; or, if a request was under way at the cut, that the
-/// outcome is unknown.
-fn refused(seen: &Seen) {
-    let trouble = seen.result.as_ref().expect_err("no majority here");
-    assert!(trouble.no_quorum, "{seen:?}");
-    assert!(seen.took() <= REFUSES_LIMIT + Duration::from_secs(1), "{seen:?}");
 }
 
 /// All is as it was acknowledged, and was so all the time.
