@@ -22,16 +22,16 @@ use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 const EXAMPLES: &str = "\
 Examples:
-  roundtable up                          a node on this machine; type it in three terminals for three nodes
-  roundtable up --lan                    a node for the network; prints the line that lets others join
+  roundtable up                          a node on this machine; in three terminals: three nodes
+  roundtable up --lan                    a node for the network; prints the line to join by
   roundtable put greeting hello          through any node of this machine
   roundtable get greeting --join rt1...  through a node elsewhere, by its ticket
   roundtable chat ada                    talk, and use the store while talking
 
-Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum (nothing was written),
-6 no node or swarm could be reached, 7 outcome unknown (may have been applied).
+Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum,
+6 no node or swarm could be reached, 7 unknown (may have been applied).
 
-Every global option has an environment variable; a secret itself may be given in ROUNDTABLE_SECRET.
+A secret itself may be given in ROUNDTABLE_SECRET.
 ROUNDTABLE_LOG=info (or RUST_LOG) shows what happens inside; NO_COLOR turns colours off.";
 
 /// Processes that find each other, share one ring, and keep keys on it that a crash does not lose.
@@ -53,8 +53,8 @@ struct Global {
         global = true,
         value_name = "ADDRESS",
         env = "ROUNDTABLE_JOIN",
-        value_delimiter = ',',
-        hide_env_values = true
+        hide_env_values = true,
+        value_delimiter = ','
     )]
     join: Vec<String>,
 
@@ -64,21 +64,22 @@ struct Global {
         global = true,
         value_name = "NAME",
         env = "ROUNDTABLE_SWARM",
+        hide_env_values = true,
         default_value = "default",
         hide_default_value = true
     )]
     swarm: String,
 
     /// A file that holds the swarm's secret
-    #[arg(long, global = true, value_name = "FILE", env = "ROUNDTABLE_SECRET_FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "ROUNDTABLE_SECRET_FILE", hide_env_values = true)]
     secret_file: Option<PathBuf>,
 
     /// Do not look for nodes by multicast DNS
-    #[arg(long, global = true, env = "ROUNDTABLE_NO_MDNS", value_parser = FalseyValueParser::new())]
+    #[arg(long, global = true, env = "ROUNDTABLE_NO_MDNS", hide_env_values = true, value_parser = FalseyValueParser::new())]
     no_mdns: bool,
 
     /// Where the nodes of this machine leave their addresses, if not in the user's runtime directory
-    #[arg(long, global = true, value_name = "DIR", env = "ROUNDTABLE_RUNTIME_DIR", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "DIR", env = "ROUNDTABLE_RUNTIME_DIR", hide_env_values = true)]
     runtime_dir: Option<PathBuf>,
 
     /// How answers are written
@@ -87,13 +88,14 @@ struct Global {
         global = true,
         value_name = "FORMAT",
         env = "ROUNDTABLE_FORMAT",
+        hide_env_values = true,
         value_enum,
         default_value_t
     )]
     format: FormatName,
 
     /// How long an operation may take, for example 500ms or 5s
-    #[arg(long, global = true, value_name = "TIME", env = "ROUNDTABLE_TIMEOUT", value_parser = parse_positive_duration, default_value = "5s")]
+    #[arg(long, global = true, value_name = "TIME", env = "ROUNDTABLE_TIMEOUT", hide_env_values = true, value_parser = parse_positive_duration, default_value = "5s")]
     timeout: Duration,
 }
 
@@ -230,7 +232,7 @@ enum Sub {
     )]
     Status {
         /// Which node: its id, or the end of it
-        #[arg(env = "ROUNDTABLE_NODE")]
+        #[arg(env = "ROUNDTABLE_NODE", hide_env_values = true)]
         node: Option<String>,
     },
 
@@ -258,7 +260,7 @@ enum Sub {
     )]
     Chat {
         /// Your name
-        #[arg(value_name = "NICK", env = "ROUNDTABLE_NICK", value_parser = super::chat::check_name)]
+        #[arg(value_name = "NICK", env = "ROUNDTABLE_NICK", hide_env_values = true, value_parser = super::chat::check_name)]
         nick: Option<String>,
         /// The room
         #[arg(long, default_value = "lobby", value_parser = super::chat::check_name)]
@@ -309,33 +311,39 @@ fn parse_ttl(text: &str) -> Result<Ttl, String> {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Where it listens decides who can come:
-  roundtable up                   only processes of this user on this machine; no flag, no secret to type
-  roundtable up --lan             everyone who has the secret; it is drawn, and the line to paste is printed
+  roundtable up                   only processes of this user on this machine
+  roundtable up --lan             who has the secret: it is drawn, and the line to paste printed
   roundtable up --join rt1...     joins by that line from another machine
   roundtable up --lan --open      everyone who reaches this machine. No secret!
 
-Ctrl-C leaves: what the node holds is handed over first. A second Ctrl-C ends it at once (exit code 130).")]
+Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).")]
 struct UpArgs {
     /// Listen on all interfaces, and be found by multicast DNS
-    #[arg(long, env = "ROUNDTABLE_LAN", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "ROUNDTABLE_LAN", hide_env_values = true, value_parser = FalseyValueParser::new())]
     lan: bool,
     /// No secret: whoever reaches this machine may join, read and write
-    #[arg(long, env = "ROUNDTABLE_OPEN", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "ROUNDTABLE_OPEN", hide_env_values = true, value_parser = FalseyValueParser::new())]
     open: bool,
     /// Listen exactly here (repeatable), for example /ip4/10.0.0.5/tcp/7400
-    #[arg(long, value_name = "ADDRESS", env = "ROUNDTABLE_LISTEN", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "ROUNDTABLE_LISTEN",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
     listen: Vec<String>,
     /// Listen on this port instead of the first free one
-    #[arg(long, value_name = "PORT", env = "ROUNDTABLE_PORT")]
+    #[arg(long, value_name = "PORT", env = "ROUNDTABLE_PORT", hide_env_values = true)]
     port: Option<u16>,
     /// Into how many partitions a new swarm's keys are cut; fixed when it is founded
-    #[arg(long, value_name = "N", env = "ROUNDTABLE_PARTITIONS")]
+    #[arg(long, value_name = "N", env = "ROUNDTABLE_PARTITIONS", hide_env_values = true)]
     partitions: Option<NonZeroU32>,
     /// After how long a crashed member's replicas are made anew elsewhere
-    #[arg(long, value_name = "TIME", env = "ROUNDTABLE_REPLACE_AFTER", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", env = "ROUNDTABLE_REPLACE_AFTER", hide_env_values = true, value_parser = parse_duration)]
     replace_after: Option<Duration>,
     /// How much this node takes, relative to others
-    #[arg(long, value_name = "N", env = "ROUNDTABLE_WEIGHT")]
+    #[arg(long, value_name = "N", env = "ROUNDTABLE_WEIGHT", hide_env_values = true)]
     weight: Option<NonZeroU32>,
 }
 

@@ -110,6 +110,7 @@ pub(super) fn plain_address(address: &str) -> String {
     match parts.as_slice() {
         ["", "ip6", host, "tcp", port, ..] => format!("[{host}]:{port}"),
         ["", _, host, "tcp", port, ..] => format!("{host}:{port}"),
+        ["", _, host] => (*host).to_owned(),
         _ => address.to_owned(),
     }
 }
@@ -617,6 +618,7 @@ mod tests {
         assert_eq!(plain_address("/ip4/192.168.1.7/tcp/7400"), "192.168.1.7:7400");
         assert_eq!(plain_address("/ip6/::1/tcp/7400"), "[::1]:7400");
         assert_eq!(plain_address("/dns4/host/tcp/1/p2p/x"), "host:1");
+        assert_eq!(plain_address("/ip4/10.0.0.7"), "10.0.0.7");
         assert_eq!(plain_address("nonsense"), "nonsense");
     }
 }

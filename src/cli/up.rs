@@ -59,6 +59,7 @@ impl Up {
         let mut interrupts = Interrupts::new()?;
         let node = start(&target, &self, reach).await?;
         let mut events = node.events();
+        introduce(&node, output)?;
         let story = Story {
             swarm: target.swarm,
             invitation: far.then(|| {
@@ -66,7 +67,6 @@ impl Up {
                 format!("roundtable up {open}--join {}", node.ticket())
             }),
         };
-        introduce(&node, output)?;
         loop {
             tokio::select! {
                 event = events.recv() => match event {

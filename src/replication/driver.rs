@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
 
-use super::group::{Group, Shared};
+use super::group::Group;
 use super::message::{Body, GroupMessage, RaftKind};
+use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, Refusal};
 use crate::id::{NodeId, PartitionId, ReplicaId, Version};
 use crate::state_machine::{Operation, Origin, Query, StateMachine};

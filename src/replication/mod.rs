@@ -31,6 +31,7 @@ mod driver;
 mod group;
 mod log;
 mod message;
+mod shared;
 mod snapshot;
 #[cfg(test)]
 mod tests;

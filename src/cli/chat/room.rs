@@ -213,3 +213,88 @@ impl<R: Rpc> Listener<R> {
 fn number_in(value: &[u8]) -> Result<u64, Error> {
     std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).ok_or(Error::NotAnInteger)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{Node, NodeRpc};
+
+    async fn alone() -> Node {
+        let node = Node::builder()
+            .port(0)
+            .without_runtime_directory()
+            .discovery_window(Duration::ZERO)
+            .start()
+            .await
+            .expect("a free port");
+        node.ready().await;
+        node
+    }
+
+    async fn say(room: &Room<NodeRpc>, text: &str) -> u64 {
+        let line = Line { nick: "ada".to_owned(), text: text.to_owned(), from: 1 };
+        room.say(&line).await.expect("said")
+    }
+
+    async fn hear(listener: &mut Listener<NodeRpc>) -> (u64, String) {
+        let (number, line) = listener.next().await.expect("heard");
+        (number, line.text)
+    }
+
+    #[tokio::test]
+    async fn all_hear_the_same_messages_in_order() {
+        let node = alone().await;
+        let room = Room::new(node.client(), "tea");
+        let mut early = room.listen().await.expect("listening");
+        for (number, text) in [(1, "one"), (2, "two"), (3, "three")] {
+            assert_eq!(say(&room, text).await, number);
+        }
+        let mut late = room.listen().await.expect("listening");
+        let waiting: Vec<String> = late.take_waiting().into_iter().map(|(_, line)| line.text).collect();
+        assert_eq!(waiting, ["one", "two", "three"]);
+        say(&room, "four").await;
+        for number in 1..=3 {
+            assert_eq!(hear(&mut early).await.0, number);
+        }
+        assert_eq!(hear(&mut early).await, (4, "four".to_owned()));
+        assert_eq!(hear(&mut late).await, (4, "four".to_owned()));
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_sees_the_last_messages_only() {
+        let node = alone().await;
+        let room = Room::new(node.client(), "tea");
+        for number in 1..=HISTORY + 5 {
+            say(&room, &number.to_string()).await;
+        }
+        let waiting = room.listen().await.expect("listening").take_waiting();
+        let numbers: Vec<u64> = waiting.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, (6..=HISTORY + 5).collect::<Vec<_>>());
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_number_whose_writer_died_is_skipped() {
+        let node = alone().await;
+        let client = node.client();
+        let room = Room::new(client.clone(), "tea");
+        let mut listener = room.listen().await.expect("listening");
+        client.increment("chat/tea/head", 1).await.expect("a number without a message");
+        say(&room, "after it").await;
+        assert_eq!(hear(&mut listener).await, (2, "after it".to_owned()));
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn people_come_and_go() {
+        let node = alone().await;
+        let room = Room::new(node.client(), "tea");
+        room.be_present("bob", 2).await.expect("present");
+        room.be_present("ada", 1).await.expect("present");
+        assert_eq!(room.who().await.expect("answered"), ["ada", "bob"]);
+        room.be_gone(2).await.expect("gone");
+        assert_eq!(room.who().await.expect("answered"), ["ada"]);
+        node.stop().await;
+    }
+}

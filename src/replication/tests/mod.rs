@@ -117,6 +117,9 @@ fn a_leader_that_was_replaced_without_knowing_serves_nothing_old() {
         let old = nodes[0];
         sim.put(old, P, b"key", b"old");
         sim.run(ms(500 + seed * 13));
+        sim.get(old, P, b"key");
+        sim.run(ms(3));
+        // The lease is fresh now.
         let asleep = seed % 2 == 1;
         for other in [nodes[1], nodes[2]] {
             sim.blocked.insert((old, other));
@@ -155,12 +158,15 @@ fn no_lease_survives_the_beginning_of_a_transfer() {
         sim.run(ms(300));
         sim.get(old, P, b"key");
         sim.run(ms(5));
-        // Everything that the old leader sends from now on takes long; what it asked before holds.
-        sim.faults.latency_us = (1_000, 10_000 + seed * 10_000);
         let now = sim.now;
         assert!(sim.driver(old).transfer(P, nodes[1], now));
         sim.settle(old);
-        for _ in 0..1000 {
+        // The order to campaign is on its way; that it was followed, the old leader does not hear.
+        for other in [nodes[1], nodes[2]] {
+            sim.blocked.insert((other, old));
+        }
+        sim.faults.latency_us = (100, 200 + seed * 100);
+        for _ in 0..300 {
             sim.run(ms(1));
             for node in nodes.clone() {
                 if sim.status(node, P).unwrap().role == Role::Leader {

@@ -1,0 +1,155 @@
+//! Whom a replica supports, and when it seeks to lead.
+//!
+//! **Rule.** Whoever hears its leader promises to support nobody else for the length of a lease: that is what the
+//! leader's reads rest on, so a vote within the promise is not given (except in a transfer, before which the leader
+//! has given up its lease), and nobody campaigns within its own.
+//!
+//! When the leader's link breaks, the survivors do not wait for election timeouts: the one with the lowest id that
+//! is linked campaigns as soon as its promise has passed, the next a step later. The core's own timeouts remain,
+//! for leaders that fall silent with their links standing; they are drawn from the driver's dice, so that the same
+//! seed gives the same run.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::{Group, Shared};
+use crate::id::{NodeId, ReplicaId};
+use crate::replication::config::Voting;
+use crate::replication::{Output, Refusal};
+
+/// First and longest pause between campaigns of a leaderless group whose quorum is linked.
+const CAMPAIGN_RETRY: Duration = Duration::from_millis(100);
+const CAMPAIGN_RETRY_MAX: Duration = Duration::from_millis(1600);
+
+impl Group {
+    pub(super) fn relink(&mut self, shared: &Shared) {
+        self.quorum_linked = self.initialised && self.reaches_quorum(&self.voting, shared);
+    }
+
+    pub(super) fn reaches_quorum(&self, voting: &Voting, shared: &Shared) -> bool {
+        voting.has_quorum(|id| {
+            self.node_of(ReplicaId(id)).is_some_and(|node| node == shared.me || shared.linked.contains(&node))
+        })
+    }
+
+    pub(in crate::replication) fn link_changed(&mut self, node: NodeId, up: bool, shared: &mut Shared) {
+        self.relink(shared);
+        let Some(id) = self.roster.replica_on(node) else {
+            return;
+        };
+        if up {
+            return;
+        }
+        if self.is_leader() {
+            self.raw.report_unreachable(id.0);
+            if !self.quorum_linked {
+                self.refuse_reads(Refusal::NoQuorum, shared);
+            }
+        } else if self.raw.raft.leader_id == id.0 {
+            self.plan_campaign(shared);
+        }
+        self.announce(shared);
+    }
+
+    /// Tells who leads, if that changed; and sees to it that somebody will.
+    pub(super) fn announce(&mut self, shared: &mut Shared) {
+        let leader = self.leader(shared);
+        if leader != self.announced {
+            self.announced = leader;
+            shared.outputs.push_back(Output::LeaderChanged { partition: self.partition, leader });
+        }
+        if leader.is_some() {
+            self.campaign_at = None;
+            self.campaigns = 0;
+        } else if self.campaign_at.is_none() && self.initialised {
+            self.plan_campaign(shared);
+        }
+    }
+
+    /// Place among the voters that may take over, in the order of their ids.
+    fn rank(&self, shared: &Shared) -> u32 {
+        let before = self.voting.voters.iter().filter(|id| {
+            **id < self.id.0
+                && self.node_of(ReplicaId(**id)).is_some_and(|node| shared.linked.contains(&node))
+        });
+        u32::try_from(before.count()).unwrap_or(u32::MAX)
+    }
+
+    /// There is no leader to be heard: campaign once the promise has passed, unless a better placed survivor
+    /// does so before.
+    pub(super) fn plan_campaign(&mut self, shared: &mut Shared) {
+        if !self.voting.votes(self.id.0) || self.is_leader() {
+            return;
+        }
+        let mut at = shared.now.max(self.promise_until) + shared.config.campaign_step * self.rank(shared);
+        if self.campaigns > 0 {
+            let retry = (CAMPAIGN_RETRY * 2u32.pow(self.campaigns.min(5) - 1)).min(CAMPAIGN_RETRY_MAX);
+            let jitter = shared.rng.random_range(0..=retry.as_micros().try_into().unwrap_or(0u64) / 4);
+            at = at + retry + Duration::from_micros(jitter);
+        }
+        self.campaign_at = Some(at);
+        shared.timers.insert((self.promise_until.max(shared.now), self.partition));
+        shared.timers.insert((at, self.partition));
+    }
+
+    pub(in crate::replication) fn on_timer(&mut self, shared: &mut Shared) {
+        let now = shared.now;
+        let Some(at) = self.campaign_at else {
+            return;
+        };
+        if self.is_leader() || now < self.promise_until {
+            if !self.is_leader() {
+                shared.timers.insert((self.promise_until, self.partition));
+            }
+            return;
+        }
+        if self.raw.raft.leader_id != 0 {
+            if self.leader(shared).is_some() {
+                self.campaign_at = None;
+                return;
+            }
+            // The promise has passed and the leader's link is broken: free to vote for another. In the same
+            // term this cannot elect a second one, since a majority voted for the first.
+            self.raw.raft.leader_id = 0;
+        }
+        if now < at {
+            return;
+        }
+        self.campaigns += 1;
+        if self.quorum_linked {
+            self.settle(shared);
+            // An error means that there is nothing to campaign for.
+            let _ = self.raw.campaign();
+        }
+        self.plan_campaign(shared);
+    }
+
+    pub(super) fn draw_election_timeout(&mut self, shared: &mut Shared) {
+        let config = &shared.config;
+        let min = config.ticks(config.election_min).max(2);
+        let max = config.ticks(config.election_max).max(min + 1);
+        self.election_ticks = shared.rng.random_range(min..max);
+    }
+
+    /// The leader was heard: for the length of a lease, no other one is supported.
+    pub(super) fn hear(&mut self, shared: &Shared) {
+        self.heard_at = shared.now;
+        self.promise_until = self.promise_until.max(shared.now + shared.config.lease);
+    }
+
+    /// Lets the core write what it has before something that may end in an election: it insists on having
+    /// nothing unwritten when it is elected.
+    pub(super) fn settle(&mut self, shared: &mut Shared) {
+        let log = &self.raw.raft.raft_log;
+        if !log.unstable_entries().is_empty() || log.unstable_snapshot().is_some() {
+            self.drain(shared);
+        }
+    }
+
+    pub(super) fn settle_if_electing(&mut self, shared: &mut Shared) {
+        if !self.is_leader() {
+            self.settle(shared);
+        }
+    }
+}
