@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use roundtable::net::Secret;
 
+use super::network::address;
 use super::{LIMIT, Lab, measured, now, rounds, say};
 
 /// From the second node's start to its first served write.
@@ -93,6 +94,10 @@ fn five_nodes_started_at_once_make_one_swarm() {
         }
         lab.agreed(LIMIT);
         let took = now() - started;
+        for node in 0..5 {
+            let line = lab.says(node, " listens on ");
+            assert!(line.contains(&address(node)), "node {node} does not say how others reach it: {line}");
+        }
         slowest = slowest.max(took);
         let founders = (0..5).filter(|&node| lab.node(node).output().contains("founded the swarm")).count();
         say(&format!("round {round}: one swarm of five after {took:.2?}, founders: {founders}"));
