@@ -1,12 +1,16 @@
 //! Nodes come and go in peace: nobody notices.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::judge::Story;
 use super::load::Work;
-use super::{LIMIT, Lab, now, say, within};
+use super::{LIMIT, Lab, measured, now, say, within};
 
 const SOME: usize = 1_500;
+/// Until `leave` has handed over little data and says so.
+const LEAVE_LIMIT: Duration = Duration::from_secs(4);
 /// Share of the ring's mean load that no member is above, and what rounding to whole replicas may add.
 const LOAD_BOUND: f64 = 1.25;
 
@@ -31,11 +35,7 @@ fn a_node_joins_and_another_leaves_unnoticed() {
     story.add(load.stop());
     let at_the_end = lab.each_key(host, &lab.addresses(), Work::ReadEachOnce);
     let (longest, which) = story.slowest_since(begin);
-    say(&format!(
-        "{} operations, {}/s; the longest took {longest:.3?} ({which})",
-        story.len(),
-        story.rate()
-    ));
+    say(&format!("{} operations, {}/s; the longest took {longest:.3?} ({which})", story.len(), story.rate()));
     story.assert_no_error();
     story.assert_nothing_lost(&at_the_end);
     story.assert_linearizable(&at_the_end);
@@ -52,13 +52,17 @@ fn three_nodes_leave_down_to_one() {
     let started = now();
     let left = lab.cli(2, &["leave"]);
     assert_eq!(left.code, Some(0), "{left:?}");
+    measured("`leave` of one of three", left.took, LEAVE_LIMIT);
     lab.gone(2);
-    say(&format!("`leave` of three took {:.2?}", now() - started));
     lab.terminate(1);
     say(&format!("from three nodes to one took {:.2?}", now() - started));
     let at_the_end = lab.each_key(host, &lab.addresses(), Work::ReadEachOnce);
     story.assert_nothing_lost(&at_the_end);
     story.assert_linearizable(&at_the_end);
+    // The last has nobody to hand over to, and goes nevertheless.
+    let left = lab.cli(0, &["leave"]);
+    assert_eq!(left.code, Some(0), "{left:?}");
+    lab.gone(0);
 }
 
 /// No member holds more than its share of the replicas, by the bound; and what it holds is what the ring says.
@@ -70,7 +74,10 @@ fn balanced(lab: &Lab, node: usize) {
     let most = (replicas as f64 / members.len() as f64 * LOAD_BOUND).ceil();
     let fullest = members.iter().map(holds).max().unwrap_or(0);
     let leads: Vec<u64> = members.iter().map(|member| member["leads"].as_u64().unwrap_or(0)).collect();
-    say(&format!("{replicas} replicas on {} members, at most {fullest} (bound {most}); leads {leads:?}", members.len()));
+    say(&format!(
+        "{replicas} replicas on {} members, at most {fullest} (bound {most}); leads {leads:?}",
+        members.len()
+    ));
     assert!(fullest as f64 <= most, "{ring}");
     let partitions = ring["partitions"].as_u64().expect("a number");
     assert_eq!(leads.iter().sum::<u64>(), partitions, "{ring}");
