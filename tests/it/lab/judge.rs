@@ -1,6 +1,6 @@
 //! Judges what clients saw: by the checker, and by simpler oracles that need no trust in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use roundtable::id::Version;
@@ -45,22 +45,22 @@ impl Story {
         })
     }
 
-    /// When the last key had a write acknowledged again, of those invoked after `moment`; each key must be.
-    pub(super) fn all_writable_after(&self, moment: Duration) -> Duration {
-        let first = |key: u32| {
-            let of_key = self.seen.iter().filter(|seen| seen.key == key && seen.acknowledged());
-            of_key.filter(|seen| seen.returned > moment).map(|seen| seen.returned - moment).min()
-        };
-        let last = (0..KEYS).map(|key| {
-            first(key).unwrap_or_else(|| panic!("{} was not written again", key_name(key)))
-        });
-        last.max().unwrap_or_default()
+    /// The longest that a key took no write after a moment: of each acknowledged write that was under way then
+    /// or began later, the time until it was acknowledged. Also, how many keys were written within `window`.
+    pub(super) fn longest_pause(&self, after: Duration, window: Duration) -> (Duration, usize) {
+        let written: Vec<&Seen> =
+            self.seen.iter().filter(|seen| seen.acknowledged() && seen.returned > after).collect();
+        let within = written.iter().filter(|seen| seen.returned <= after + window).map(|seen| seen.key);
+        let keys = within.collect::<BTreeSet<u32>>().len();
+        let pause = written.iter().map(|seen| seen.returned - seen.invoked.max(after)).max();
+        (pause.unwrap_or_default(), keys)
     }
 
     /// The longest time between two acknowledged writes, over all keys together, since a moment.
     pub(super) fn longest_silence(&self, since: Duration) -> Duration {
         let acknowledged = self.seen.iter().filter(|seen| seen.acknowledged());
-        let mut times: Vec<Duration> = acknowledged.map(|seen| seen.returned).filter(|at| *at >= since).collect();
+        let mut times: Vec<Duration> =
+            acknowledged.map(|seen| seen.returned).filter(|at| *at >= since).collect();
         times.push(since);
         times.sort_unstable();
         times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::process::Process;
-use super::{Lab, LIMIT, now, within};
+use super::{LIMIT, Lab, now, within};
 use crate::checker::{Op, Ret};
 
 /// Where a worker finds what to do.
@@ -309,7 +309,8 @@ impl Worker {
         let name = key_name(key);
         let answer = match op.clone() {
             Op::Get => {
-                let read = if stale { self.client.get_stale(name).await } else { self.client.get(name).await };
+                let read =
+                    if stale { self.client.get_stale(name).await } else { self.client.get(name).await };
                 read.map(|entry| Ret::Entry(entry.map(|entry| (entry.value, entry.version))))
             }
             Op::Put(value) => self.client.put(name, value).await.map(Ret::Written),

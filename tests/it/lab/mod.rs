@@ -339,8 +339,15 @@ impl Lab {
         loop {
             // All at once: one that answers late does not make the others look late.
             let views: Vec<Option<Members>> = std::thread::scope(|scope| {
-                let asked: Vec<_> =
-                    nodes.iter().map(|&node| scope.spawn({ let lab = &*self; move || lab.members(node) })).collect();
+                let asked: Vec<_> = nodes
+                    .iter()
+                    .map(|&node| {
+                        scope.spawn({
+                            let lab = &*self;
+                            move || lab.members(node)
+                        })
+                    })
+                    .collect();
                 asked.into_iter().map(|asked| asked.join().expect("asked")).collect()
             });
             let swarm = views.first().and_then(|view| Some(view.as_ref()?.swarm.clone()));

@@ -42,8 +42,18 @@ impl Network {
         let switch = network.switch();
         run(&["ip", "netns", "add", &switch]);
         run(&[
-            "ip", "-n", &switch, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0",
-            "forward_delay", "0",
+            "ip",
+            "-n",
+            &switch,
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "0",
+            "forward_delay",
+            "0",
         ]);
         run(&["ip", "-n", &switch, "link", "set", "br0", "up"]);
         for host in 0..hosts {
@@ -122,7 +132,8 @@ fn port(host: usize) -> String {
 }
 
 fn attempt(words: &[&str]) -> bool {
-    let command = Command::new(words[0]).args(&words[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let command =
+        Command::new(words[0]).args(&words[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     command.is_ok_and(|status| status.success())
 }
 
