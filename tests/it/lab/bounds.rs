@@ -22,7 +22,7 @@ fn an_idle_node_is_small_and_soon_ready() {
     lab.settled();
     for node in 0..3 {
         let resident = lab.node(node).resident_kib();
-        say(&format!("node {node}: {:.1} MiB resident (limit 40)", resident as f64 / 1024.0));
+        say(&format!("node {node}: {resident} KiB resident (limit {MEMORY_LIMIT_KIB})"));
         let strict = setting("ROUNDTABLE_LAB_STRICT").is_some();
         assert!(!strict || resident <= MEMORY_LIMIT_KIB, "{resident} KiB resident");
     }

@@ -8,7 +8,7 @@ use roundtable::ring::{DEFAULT_REPLICAS, PartitionCount, Ring};
 
 use super::judge::Story;
 use super::load::{KEYS, Seen, Work, is_deleted, key_name};
-use super::{LIMIT, Lab, measured, now, say, within};
+use super::{LIMIT, Lab, measured, now, say, since, within};
 use crate::checker::Ret;
 
 const NODES: usize = 5;
@@ -75,7 +75,7 @@ fn each_side_of_a_cut_serves_what_it_has_a_majority_of() {
         for seen in probe {
             if (on_many[seen.key as usize] >= 2) == (side == 1) {
                 assert!(seen.result.is_ok(), "side {side} has a majority: {seen:?}");
-                slowest[side] = slowest[side].max(seen.returned - cut);
+                slowest[side] = slowest[side].max(seen.returned.saturating_sub(cut));
                 served[side] += 1;
             } else {
                 assert!(seen.result.is_err(), "side {side} has no majority: {seen:?}");
@@ -117,7 +117,7 @@ fn each_side_of_a_cut_serves_what_it_has_a_majority_of() {
     lab.heal();
     let healed = now();
     lab.agreed(LIMIT);
-    measured("one view of the membership after the heal", now() - healed, HEAL_LIMIT);
+    measured("one view of the membership after the heal", since(healed), HEAL_LIMIT);
     for load in &mut loads {
         load.goes_on(SOME);
     }
@@ -149,12 +149,12 @@ fn a_network_that_passes_one_way_only_does_no_harm() {
     load.goes_on(SOME);
     let cut = now();
     lab.cut_one_way(&[0, 1], &[2, 3, 4]);
-    within(LIMIT, "some time passes", || (now() - cut > PAUSE).then_some(()));
+    within(LIMIT, "some time passes", || (since(cut) > PAUSE).then_some(()));
     load.goes_on(1);
     lab.heal();
     let healed = now();
     lab.agreed(LIMIT);
-    measured("one view of the membership after the heal", now() - healed, HEAL_LIMIT);
+    measured("one view of the membership after the heal", since(healed), HEAL_LIMIT);
     load.goes_on(SOME);
     let mut story = Story::default();
     story.add(load.stop());
@@ -180,7 +180,7 @@ fn a_leader_that_stood_still_answers_no_old_read() {
     readers.goes_on(SOME);
     let paused = now();
     lab.pause(0);
-    within(LIMIT, "some time passes", || (now() - paused > PAUSE).then_some(()));
+    within(LIMIT, "some time passes", || (since(paused) > PAUSE).then_some(()));
     lab.resume(0);
     load.goes_on(SOME);
     readers.goes_on(SOME);

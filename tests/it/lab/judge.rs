@@ -52,7 +52,7 @@ impl Story {
             self.seen.iter().filter(|seen| seen.acknowledged() && seen.returned > after).collect();
         let within = written.iter().filter(|seen| seen.returned <= after + window).map(|seen| seen.key);
         let keys = within.collect::<BTreeSet<u32>>().len();
-        let pause = written.iter().map(|seen| seen.returned - seen.invoked.max(after)).max();
+        let pause = written.iter().map(|seen| seen.returned.saturating_sub(seen.invoked.max(after))).max();
         (pause.unwrap_or_default(), keys)
     }
 
@@ -63,14 +63,14 @@ impl Story {
             acknowledged.map(|seen| seen.returned).filter(|at| *at >= since).collect();
         times.push(since);
         times.sort_unstable();
-        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or_default()
     }
 
     /// Operations per second while the load lasted.
     pub(super) fn rate(&self) -> u64 {
         let first = self.seen.iter().map(|seen| seen.invoked).min().unwrap_or_default();
         let last = self.seen.iter().map(|seen| seen.returned).max().unwrap_or_default();
-        let millis = u64::try_from((last - first).as_millis()).unwrap_or(u64::MAX).max(1);
+        let millis = u64::try_from(last.saturating_sub(first).as_millis()).unwrap_or(u64::MAX).max(1);
         self.seen.len() as u64 * 1000 / millis
     }
 

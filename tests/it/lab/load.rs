@@ -76,7 +76,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn took(&self) -> Duration {
-        self.returned - self.invoked
+        self.returned.saturating_sub(self.invoked)
     }
 
     /// The version that it wrote, if it was acknowledged.
@@ -164,9 +164,8 @@ impl Load {
 
     /// Waits until so many more operations have returned: there is a load.
     pub(super) fn goes_on(&mut self, operations: usize) {
-        let count = |output: &PathBuf| {
-            std::fs::read(output).map_or(0, |bytes| bytes.iter().filter(|&&byte| byte == b'\n').count())
-        };
+        let count =
+            |output: &PathBuf| std::fs::read_to_string(output).map_or(0, |text| text.matches('\n').count());
         let before = count(&self.output);
         within(LIMIT, "the load goes on", || (count(&self.output) >= before + operations).then_some(()));
     }

@@ -10,6 +10,7 @@
 //! `ROUNDTABLE_LAB_ROUNDS` repeats what goes in rounds.
 
 mod bounds;
+mod chaos;
 mod crash;
 mod cut;
 mod hostile;
@@ -50,6 +51,11 @@ fn now() -> Duration {
         u64::try_from(time.tv_sec).expect("after the start"),
         u32::try_from(time.tv_nsec).expect("below 1e9"),
     )
+}
+
+/// How long ago that was.
+fn since(moment: Duration) -> Duration {
+    now().saturating_sub(moment)
 }
 
 /// Looks until the condition is met.
@@ -210,7 +216,7 @@ impl Lab {
             let output = node.output();
             ["founded the swarm", "joined the swarm"].iter().any(|text| output.contains(text)).then_some(())
         });
-        now() - node.started
+        since(node.started)
     }
 
     fn node(&mut self, node: usize) -> &mut Process {
@@ -237,6 +243,8 @@ impl Lab {
 
     /// Asks node `i` to leave, as Ctrl-C and a service manager do; waits until it has.
     fn terminate(&mut self, node: usize) {
+        // One that has only just been started does not listen to signals yet.
+        self.ready(node);
         let mut process = self.nodes.remove(&node).expect("it runs");
         process.signal(Signal::TERM);
         let status = process.ended(LIMIT);
@@ -290,7 +298,7 @@ impl Lab {
             code: output.status.code(),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
-            took: now() - started,
+            took: since(started),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use roundtable::net::Secret;
 
 use super::network::address;
-use super::{LIMIT, Lab, measured, now, rounds, say};
+use super::{LIMIT, Lab, measured, now, rounds, say, since};
 
 /// From the second node's start to its first served write.
 const FIRST_PUT_LIMIT: Duration = Duration::from_secs(3);
@@ -16,7 +16,7 @@ fn second_serves(mut lab: Lab, what: &str, flags: &[&str]) {
     let started = now();
     lab.ready(1);
     lab.put(1, "greeting", "hello");
-    measured(&format!("{what}: the second node's start to its first put"), now() - started, FIRST_PUT_LIMIT);
+    measured(&format!("{what}: the second node's start to its first put"), since(started), FIRST_PUT_LIMIT);
     lab.agreed(LIMIT);
     assert_eq!(lab.get(0, "greeting"), "hello");
 }
@@ -93,7 +93,7 @@ fn five_nodes_started_at_once_make_one_swarm() {
             lab.up(node, &["--lan", "--open"]);
         }
         lab.agreed(LIMIT);
-        let took = now() - started;
+        let took = since(started);
         for node in 0..5 {
             let line = lab.says(node, " listens on ");
             assert!(line.contains(&address(node)), "node {node} does not say how others reach it: {line}");
