@@ -53,7 +53,11 @@ fn grow(sim: &mut Sim, partition: PartitionId, nodes: &[NodeId]) {
         });
     }
     let remove: Vec<_> = status.voters.iter().copied().filter(|node| !nodes.contains(node)).collect();
-    apply_change(sim, partition, &Change::Replace { promote: new, remove });
+    apply_change(sim, partition, &Change::Replace { promote: new, remove: remove.clone() });
+    if !remove.is_empty() {
+        // They were voters and are learners now.
+        apply_change(sim, partition, &Change::Replace { promote: vec![], remove });
+    }
 }
 
 #[test]
