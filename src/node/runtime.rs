@@ -367,6 +367,11 @@ impl Runtime {
             }
             NetEvent::Refused { address, reason } => self.event(NodeEvent::Refused { address, reason }),
             NetEvent::NewListenAddress(_) | NetEvent::ListenAddressGone(_) => {
+                if let NetEvent::NewListenAddress(address) = event
+                    && !self.core.listens_at(&address)
+                {
+                    self.event(NodeEvent::Listening(address));
+                }
                 let addresses = self.net.listen_addresses();
                 let ticket = make_ticket(&self.name, self.secret.as_ref(), &addresses);
                 self.core.set_addresses(addresses, ticket, self.clock.now());

@@ -87,6 +87,11 @@ impl Network {
         format!("{}h{host}", self.prefix)
     }
 
+    /// Gives a host one more address.
+    pub(super) fn add_address(&self, host: usize, address: &str) {
+        run(&["ip", "-n", &self.host(host), "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+    }
+
     /// Lets nothing pass from these to those.
     pub(super) fn cut_one_way(&self, from: &[usize], to: &[usize]) {
         let set = |hosts: &[usize]| hosts.iter().map(|&host| port(host)).collect::<Vec<_>>().join(", ");

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use roundtable::net::Secret;
+use roundtable::net::{Secret, Ticket};
 
 use super::network::address;
-use super::{LIMIT, Lab, measured, now, rounds, say, since};
+use super::{LIMIT, Lab, measured, now, rounds, say, since, within};
 
 /// From the second node's start to its first served write.
 const FIRST_PUT_LIMIT: Duration = Duration::from_secs(3);
@@ -62,6 +62,22 @@ fn a_ticket_is_enough_without_multicast_dns() {
     lab.ready(0);
     let ticket = lab.cli(0, &["ticket"]).out.trim().to_owned();
     second_serves(lab, "--join TICKET --no-mdns", &["--no-mdns", "--join", &ticket]);
+}
+
+#[test]
+fn a_machine_that_gets_another_address_is_joined_there() {
+    let Some(mut lab) = Lab::bridge(2) else { return };
+    lab.up(0, &["--lan", "--no-mdns"]);
+    lab.ready(0);
+    lab.network().add_address(0, "10.78.0.1");
+    lab.network().add_address(1, "10.78.0.2");
+    lab.says(0, "listening on 10.78.0.1:");
+    let ticket = within(LIMIT, "the ticket names the new address", || {
+        let text = lab.cli(0, &["ticket"]).out.trim().to_owned();
+        let ticket: Ticket = text.parse().expect("a ticket");
+        ticket.addresses.iter().any(|address| address.contains("/10.78.0.1/")).then_some(text)
+    });
+    second_serves(lab, "--join TICKET at the new address", &["--no-mdns", "--join", &ticket]);
 }
 
 #[test]
