@@ -30,17 +30,18 @@ fn a_killed_node_is_a_pause_and_nothing_else() {
         load.goes_on(SOME);
         let seen = load.stop();
         say(&format!("round {}: node {victim} killed; {} operations", round + 1, seen.len()));
+        let mut this_round = Story::default();
+        this_round.add(seen.clone());
         story.add(seen);
-        let (pause, keys) = story.longest_pause(killed, WRITABLE_LIMIT);
+        let (pause, keys) = this_round.longest_pause(killed, WRITABLE_LIMIT);
         slowest = slowest.max(pause);
         say(&format!("{keys} of {KEYS} keys were written within {WRITABLE_LIMIT:?} of the kill"));
         measured("the longest that a key took no write", pause, WRITABLE_LIMIT);
-        let (longest, which) = story.slowest_since(before);
-        say(&format!("the longest operation: {longest:.3?} ({which})"));
+        let (longest, which) = this_round.slowest_since(before);
         say(&format!(
-            "no write at all was acknowledged for {:.3} s; {} operations/s",
-            story.longest_silence(before).as_secs_f64(),
-            story.rate()
+            "the longest operation: {longest:.3?} ({which}); no write at all was acknowledged for {:.3?}; {}/s",
+            this_round.longest_silence(before),
+            this_round.rate()
         ));
         story.assert_no_error();
         at_the_end = lab.each_key(host, &lab.addresses(), Work::ReadEachOnce);
