@@ -236,6 +236,11 @@ impl Core {
         }
     }
 
+    /// Whether it is known that this node listens there.
+    pub(super) fn listens_at(&self, address: &str) -> bool {
+        self.config.addresses.iter().any(|known| known == address)
+    }
+
     /// Where this node listens has changed.
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>, ticket: String, now: Timestamp) {
         self.config.ticket = ticket;

@@ -379,7 +379,9 @@ impl Runtime {
             }
             NetEvent::Refused { address, reason } => self.event(NodeEvent::Refused { address, reason }),
             NetEvent::NewListenAddress(_) | NetEvent::ListenAddressGone(_) => {
-                if let NetEvent::NewListenAddress(address) = event {
+                if let NetEvent::NewListenAddress(address) = event
+                    && !self.core.listens_at(&address)
+                {
                     self.event(NodeEvent::Listening(address));
                 }
                 let addresses = self.net.listen_addresses();
