@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
 use super::{Clock, lock};
-use crate::id::{NodeId, PartitionId};
+use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::ring::{PartitionCount, Token};
 use crate::time::Timestamp;
 use crate::wire::{Request, Response, Rpc, SwarmView};
@@ -46,6 +46,8 @@ struct Routes {
     view: Option<Arc<SwarmView>>,
     // Invariant: as long as the view has partitions.
     leaders: Vec<Option<NodeId>>,
+    /// A node contradicted the view: it is not to be used before it was asked for again.
+    distrusted: bool,
     /// When a view was last asked for.
     asked: Option<Timestamp>,
 }
@@ -81,6 +83,19 @@ impl<R: Rpc> Router<R> {
 
     pub(super) fn cached(&self) -> Option<Arc<SwarmView>> {
         lock(&self.routes).view.clone()
+    }
+
+    /// The view by which to route, unless a node contradicted it.
+    pub(super) fn trusted(&self) -> Option<Arc<SwarmView>> {
+        let routes = lock(&self.routes);
+        routes.view.clone().filter(|_| !routes.distrusted)
+    }
+
+    /// A node contradicted the view of `swarm`: every call asks for a new one before it goes on. The old one
+    /// is kept until then, because of two linked swarms of one name the known one is preferred.
+    pub(super) fn distrust(&self, swarm: SwarmId) {
+        let mut routes = lock(&self.routes);
+        routes.distrusted |= routes.view.as_ref().is_some_and(|view| view.swarm == swarm);
     }
 
     /// Asks for a view, unless someone just did, and returns the best one known.
@@ -139,6 +154,7 @@ impl<R: Rpc> Router<R> {
         }
         let view = Arc::new(view);
         routes.view = Some(Arc::clone(&view));
+        routes.distrusted = false;
         view
     }
 

@@ -34,14 +34,20 @@ pub(super) enum Merged {
     Failed,
 }
 
-/// Tries to dissolve the swarm of this node, which has so many partitions, into another.
-pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, attempt: u128) -> Merged {
+/// Tries to dissolve the swarm `from` of this node, which has so many partitions, into another.
+pub(super) async fn seal_all(
+    rpc: &NodeRpc,
+    from: SwarmId,
+    partitions: u32,
+    into: SwarmId,
+    attempt: u128,
+) -> Merged {
     let mut sealed = Vec::new();
     let mut result = Merged::Sealed;
     for partition in (0..partitions).map(PartitionId) {
         // Also when the answer is lost the seal may be there.
         sealed.push(partition);
-        match ask(rpc, partition, Operation::Seal { into, attempt }).await {
+        match ask(rpc, from, partition, Operation::Seal { into, attempt }).await {
             Some(Reply::Sealed { .. }) => {}
             Some(Reply::Dissolved { .. }) => return Merged::Sealed,
             Some(Reply::NotEmpty) => result = Merged::HoldsData,
@@ -52,7 +58,7 @@ pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, atte
         }
     }
     if result == Merged::Sealed {
-        match ask(rpc, PartitionId(0), Operation::Dissolve { attempt }).await {
+        match ask(rpc, from, PartitionId(0), Operation::Dissolve { attempt }).await {
             Some(Reply::Dissolved { .. }) => return Merged::Sealed,
             // It may have happened: to break the seals would be wrong, to try again is not.
             None => return Merged::Failed,
@@ -60,7 +66,7 @@ pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, atte
         }
     }
     for partition in sealed.into_iter().rev() {
-        if ask(rpc, partition, Operation::Unseal { attempt }).await.is_none() {
+        if ask(rpc, from, partition, Operation::Unseal { attempt }).await.is_none() {
             tracing::warn!(%partition, "a seal may remain until the next attempt");
         }
     }
@@ -68,8 +74,8 @@ pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, atte
 }
 
 /// Asks a partition until it answers; `None`: time is up, and it may have happened.
-async fn ask(rpc: &NodeRpc, partition: PartitionId, operation: Operation) -> Option<Reply> {
-    let request = Request::Write { partition, origin: NOBODY, operation, forwarded: false };
+async fn ask(rpc: &NodeRpc, swarm: SwarmId, partition: PartitionId, operation: Operation) -> Option<Reply> {
+    let request = Request::Write { swarm, partition, origin: NOBODY, operation, forwarded: false };
     let asking = async {
         loop {
             if let Ok(Response::Reply(reply)) = rpc.call(rpc.me, request.clone(), STEP_TIMEOUT).await {

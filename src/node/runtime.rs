@@ -355,7 +355,7 @@ impl Runtime {
     fn merge(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128) {
         let rpc = self.rpc.clone();
         self.merging.spawn(async move {
-            let result = merge::seal_all(&rpc, partitions, into, attempt).await;
+            let result = merge::seal_all(&rpc, from, partitions, into, attempt).await;
             drop(rpc.inputs.send(Input::Merged { from, into, result }).await);
         });
     }
