@@ -440,7 +440,10 @@ pub(super) async fn ask<R: Rpc>(
         let linked = router.rpc.linked();
         let node = match to {
             Some(node) => Some(node),
-            None if linked.is_empty() => None,
+            None if linked.is_empty() => {
+                router.reach_out();
+                None
+            }
             None => Some(linked[turn % linked.len()]),
         };
         turn += 1;

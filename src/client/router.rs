@@ -16,12 +16,14 @@ use super::{Clock, lock};
 use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::ring::{PartitionCount, Token};
 use crate::time::Timestamp;
-use crate::wire::{Request, Response, Rpc, SwarmView};
+use crate::wire::{MemberView, Request, Response, Rpc, SwarmView};
 
 /// Nodes asked at once for their view.
 const VIEW_FANOUT: usize = 3;
 /// Longest wait for a view.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
+/// Members wished for at once when those that are linked are of no use.
+const REACH_OUT: usize = 3;
 /// Views are asked for no more often than this, per client.
 const VIEW_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -122,6 +124,9 @@ impl<R: Rpc> Router<R> {
             nodes.sort_by_key(|node| !is_member(known, *node));
         }
         nodes.truncate(VIEW_FANOUT);
+        if known.as_ref().is_none_or(|known| !nodes.iter().any(|node| is_member(known, *node))) {
+            self.reach_out();
+        }
         let mut answers: FuturesUnordered<_> =
             nodes.into_iter().map(|node| self.rpc.call(node, Request::View, VIEW_TIMEOUT)).collect();
         let mut other = None;
@@ -140,6 +145,18 @@ impl<R: Rpc> Router<R> {
             other = Some(view);
         }
         other.map(|view| self.learn(view))
+    }
+
+    /// Wishes for links to some members that the last view names: those that were linked may all be gone.
+    pub(super) fn reach_out(&self) {
+        let Some(view) = self.cached() else { return };
+        let linked = self.rpc.linked();
+        let is_new = |member: &&MemberView| member.state.is_present() && !linked.contains(&member.node);
+        let members: Vec<_> = view.members.iter().filter(is_new).collect();
+        let chosen: Vec<_> = members.sample(&mut lock(&self.rng), REACH_OUT).collect();
+        for member in chosen {
+            self.rpc.want(member.node, &member.addresses);
+        }
     }
 
     fn learn(&self, view: SwarmView) -> Arc<SwarmView> {
@@ -186,6 +203,7 @@ impl<R: Rpc> Router<R> {
             }
         }
         if linked.is_empty() {
+            self.reach_out();
             return Target::NoLink;
         }
         let mut pool: Vec<NodeId> = linked.into_iter().filter(|node| !asked.tried.contains(node)).collect();

@@ -657,3 +657,18 @@ async fn an_acknowledged_write_survives_the_change_to_another_swarm() {
     client.put("k", "two").await.unwrap();
     assert_eq!(client.get("k").await.unwrap().unwrap().value, b"two");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_lost_its_only_link_dials_the_others_it_knows() {
+    let net = Net::new();
+    net.world().linked = vec![node(1)];
+    let client = net.client();
+    client.put("k", "one").await.unwrap();
+    net.world().linked.clear();
+    assert_eq!(client.with_deadline(300 * MS).put("k", "two").await, Err(Error::Unreachable));
+    let wanted: std::collections::BTreeSet<_> = net.world().wanted.drain(..).collect();
+    assert!(wanted.contains(&node(2)) && wanted.contains(&node(3)), "{wanted:?}");
+    // Also for questions that are not about a key.
+    assert!(client.with_deadline(300 * MS).view().await.is_err());
+    assert!(net.world().wanted.contains(&node(2)));
+}
