@@ -34,66 +34,90 @@ pub(super) enum Merged {
     Failed,
 }
 
-/// Breaks all seals that were left behind, unless they turn out to be for good.
-pub(super) async fn break_seals(rpc: &NodeRpc, partitions: u32, into: SwarmId, attempt: u128) -> Merged {
-    let partitions = (0..partitions).map(PartitionId);
-    for partition in partitions.clone() {
-        if let Some(Reply::Dissolved { .. }) = ask(rpc, partition, Operation::Seal { into, attempt }).await {
-            return Merged::Sealed;
-        }
-    }
-    unseal(rpc, partitions, attempt).await;
-    Merged::Failed
+/// One attempt to dissolve a swarm into another, or to undo what an earlier one left behind.
+pub(super) struct Attempt<'a> {
+    /// Reaches the partitions through this node.
+    pub(super) rpc: &'a NodeRpc,
+    /// The swarm of this node.
+    pub(super) from: SwarmId,
+    /// How many partitions it has.
+    pub(super) partitions: u32,
+    /// The swarm that remains.
+    pub(super) into: SwarmId,
+    /// Random: whose the seals are.
+    pub(super) attempt: u128,
 }
 
-/// Breaks the seals of an attempt, the first partition's last.
-async fn unseal(rpc: &NodeRpc, sealed: impl DoubleEndedIterator<Item = PartitionId>, attempt: u128) {
-    for partition in sealed.rev() {
-        if ask(rpc, partition, Operation::Unseal { attempt }).await.is_none() {
-            tracing::warn!(%partition, "a seal may remain for a while");
-        }
-    }
-}
-
-/// Tries to dissolve the swarm of this node, which has so many partitions, into another.
-pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, attempt: u128) -> Merged {
-    let mut sealed = Vec::new();
-    let mut result = Merged::Sealed;
-    for partition in (0..partitions).map(PartitionId) {
-        // Also when the answer is lost the seal may be there.
-        sealed.push(partition);
-        match ask(rpc, partition, Operation::Seal { into, attempt }).await {
-            Some(Reply::Sealed { .. }) => {}
-            Some(Reply::Dissolved { .. }) => return Merged::Sealed,
-            Some(Reply::NotEmpty) => result = Merged::HoldsData,
-            _ => result = Merged::Failed,
-        }
-        if result != Merged::Sealed {
+impl Attempt<'_> {
+    /// Tries to dissolve the swarm.
+    pub(super) async fn dissolve(&self) -> Merged {
+        let mut result = Merged::Sealed;
+        let mut last = 0;
+        for partition in 0..self.partitions {
+            // Also when the answer is lost the seal may be there.
+            last = partition;
+            match self.ask(partition, self.seal()).await {
+                Some(Reply::Sealed { .. }) => continue,
+                Some(Reply::Dissolved { .. }) => return Merged::Sealed,
+                Some(Reply::NotEmpty) => result = Merged::HoldsData,
+                _ => result = Merged::Failed,
+            }
             break;
         }
-    }
-    if result == Merged::Sealed {
-        match ask(rpc, PartitionId(0), Operation::Dissolve { attempt }).await {
-            Some(Reply::Dissolved { .. }) => return Merged::Sealed,
-            // It may have happened: to break the seals would be wrong, to try again is not.
-            None => return Merged::Failed,
-            Some(_) => result = Merged::Failed,
-        }
-    }
-    unseal(rpc, sealed.into_iter(), attempt).await;
-    result
-}
-
-/// Asks a partition until it answers; `None`: time is up, and it may have happened.
-async fn ask(rpc: &NodeRpc, partition: PartitionId, operation: Operation) -> Option<Reply> {
-    let request = Request::Write { partition, origin: NOBODY, operation, forwarded: false };
-    let asking = async {
-        loop {
-            if let Ok(Response::Reply(reply)) = rpc.call(rpc.me, request.clone(), STEP_TIMEOUT).await {
-                return reply;
+        if result == Merged::Sealed {
+            match self.ask(0, Operation::Dissolve { attempt: self.attempt }).await {
+                Some(Reply::Dissolved { .. }) => return Merged::Sealed,
+                // It may have happened: to break the seals would be wrong, to try again is not.
+                None => return Merged::Failed,
+                Some(_) => result = Merged::Failed,
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
         }
-    };
-    tokio::time::timeout(STEP_TIMEOUT, asking).await.ok()
+        self.unseal(last).await;
+        result
+    }
+
+    /// Breaks all seals that were left behind, unless they turn out to be for good.
+    pub(super) async fn break_seals(&self) -> Merged {
+        for partition in 0..self.partitions {
+            if let Some(Reply::Dissolved { .. }) = self.ask(partition, self.seal()).await {
+                return Merged::Sealed;
+            }
+        }
+        self.unseal(self.partitions.saturating_sub(1)).await;
+        Merged::Failed
+    }
+
+    fn seal(&self) -> Operation {
+        Operation::Seal { into: self.into, attempt: self.attempt }
+    }
+
+    /// Breaks this attempt's seals from the given partition down to the first.
+    async fn unseal(&self, last: u32) {
+        for partition in (0..=last).rev() {
+            if self.ask(partition, Operation::Unseal { attempt: self.attempt }).await.is_none() {
+                tracing::warn!(partition, "a seal may remain for a while");
+            }
+        }
+    }
+
+    /// Asks a partition until it answers; `None`: time is up, and it may have happened.
+    async fn ask(&self, partition: u32, operation: Operation) -> Option<Reply> {
+        let request = Request::Write {
+            swarm: self.from,
+            partition: PartitionId(partition),
+            origin: NOBODY,
+            operation,
+            forwarded: false,
+        };
+        let asking = async {
+            loop {
+                let response = self.rpc.call(self.rpc.me, request.clone(), STEP_TIMEOUT).await;
+                if let Ok(Response::Reply(reply)) = response {
+                    return reply;
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(STEP_TIMEOUT, asking).await.ok()
+    }
 }

@@ -364,9 +364,10 @@ impl Runtime {
     fn seal(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128, purpose: Purpose) {
         let rpc = self.rpc.clone();
         self.merging.spawn(async move {
+            let attempt = merge::Attempt { rpc: &rpc, from, partitions, into, attempt };
             let result = match purpose {
-                Purpose::Dissolve => merge::seal_all(&rpc, partitions, into, attempt).await,
-                Purpose::Break => merge::break_seals(&rpc, partitions, into, attempt).await,
+                Purpose::Dissolve => attempt.dissolve().await,
+                Purpose::Break => attempt.break_seals().await,
             };
             drop(rpc.inputs.send(Input::Merged { from, into, result }).await);
         });

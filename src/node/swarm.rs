@@ -296,15 +296,18 @@ impl Swarm {
 
     /// Hands the request to the driver or passes it on; `Err`: the response, known at once.
     fn dispatch(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
-        let (partition, forwarded) = match &request {
-            Request::Write { partition, forwarded, .. }
-            | Request::Read { partition, forwarded, .. }
-            | Request::Wait { partition, forwarded, .. } => (*partition, *forwarded),
+        let (swarm, partition, forwarded) = match &request {
+            Request::Write { swarm, partition, forwarded, .. }
+            | Request::Read { swarm, partition, forwarded, .. }
+            | Request::Wait { swarm, partition, forwarded, .. } => (*swarm, *partition, *forwarded),
             Request::View => return Err(Response::View(self.view())),
             Request::Status | Request::Ticket | Request::Leave => {
                 return Err(Response::Refused(Refusal::BadRequest("not about a partition".to_owned())));
             }
         };
+        if swarm != self.id {
+            return Err(Response::Refused(Refusal::OtherSwarm));
+        }
         self.check(partition, &request).map_err(|why| Response::Refused(Refusal::BadRequest(why)))?;
         let stale = matches!(&request, Request::Read { consistency: Consistency::Stale, .. });
         match self.route(partition, stale, forwarded) {

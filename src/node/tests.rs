@@ -154,6 +154,11 @@ impl World {
         self.kill(node);
     }
 
+    /// The swarm that a request to `node` is meant for, if it has one.
+    fn swarm_of(&self, node: NodeId) -> SwarmId {
+        self.nodes.get(&node).and_then(Core::swarm_id).unwrap_or(SwarmId(0))
+    }
+
     /// Puts until it is acknowledged, as a client does: same origin, next node if one refuses.
     fn put(&mut self, via: &[NodeId], key: &str, value: &str) -> Reply {
         let partition = partition_of(key);
@@ -163,8 +168,9 @@ impl World {
         let deadline = self.now + Duration::from_secs(5);
         for attempt in 0.. {
             let node = via[attempt % via.len()];
-            let request =
-                Request::Write { partition, origin, operation: operation.clone(), forwarded: false };
+            let swarm = self.swarm_of(node);
+            let operation = operation.clone();
+            let request = Request::Write { swarm, partition, origin, operation, forwarded: false };
             if let Some(Response::Reply(reply)) = self.call(node, request) {
                 return reply;
             }
@@ -178,10 +184,9 @@ impl World {
     fn get(&mut self, via: &[NodeId], key: &str) -> Option<String> {
         let deadline = self.now + Duration::from_secs(5);
         for attempt in 0.. {
-            let request = read(key, Consistency::Linearizable);
-            if let Some(Response::Answer { answer: Answer::Entry(entry), .. }) =
-                self.call(via[attempt % via.len()], request)
-            {
+            let node = via[attempt % via.len()];
+            let request = read(self.swarm_of(node), key, Consistency::Linearizable);
+            if let Some(Response::Answer { answer: Answer::Entry(entry), .. }) = self.call(node, request) {
                 return entry.map(|entry| String::from_utf8(entry.value).unwrap());
             }
             assert!(self.now < deadline, "seed {}: get of {key} takes longer than 5 s", self.seed);
@@ -371,9 +376,9 @@ fn partition_of(key: &str) -> PartitionId {
     count.partition_of(crate::ring::Token::of_key(key.as_bytes()))
 }
 
-fn read(key: &str, consistency: Consistency) -> Request {
+fn read(swarm: SwarmId, key: &str, consistency: Consistency) -> Request {
     let query = Query::Get { key: key.into() };
-    Request::Read { partition: partition_of(key), consistency, query, forwarded: false }
+    Request::Read { swarm, partition: partition_of(key), consistency, query, forwarded: false }
 }
 
 fn keys(count: usize) -> impl Iterator<Item = String> {
@@ -447,13 +452,14 @@ fn a_minority_says_so_and_reads_stale_and_the_majority_goes_on() {
         }
         world.run(Duration::from_secs(1));
         let (minority, majority) = (nodes[0], &nodes[1..]);
+        let swarm = world.swarm_of(minority);
         world.cut(&[minority], majority);
         world.run(Duration::from_secs(3));
         for key in keys(10) {
             world.put(majority, &key, "after");
-            let refused = world.call(minority, read(&key, Consistency::Linearizable));
+            let refused = world.call(minority, read(swarm, &key, Consistency::Linearizable));
             assert_eq!(refused, Some(Response::Refused(Refusal::NoQuorum)), "seed {}", world.seed);
-            let stale = world.call(minority, read(&key, Consistency::Stale));
+            let stale = world.call(minority, read(swarm, &key, Consistency::Stale));
             let Some(Response::Answer { answer: Answer::Entry(Some(entry)), stale: true }) = stale else {
                 panic!("seed {}: {stale:?}", world.seed);
             };
@@ -579,4 +585,18 @@ fn who_joined_as_the_last_member_left_looks_again() {
     world.kill(last);
     world.run(Duration::from_secs(30));
     assert_eq!(world.replicas(joiner).len(), PARTITIONS as usize);
+}
+
+#[test]
+fn a_request_for_another_swarm_is_not_served() {
+    let mut world = World::new(1);
+    let nodes = world.swarm(2);
+    world.put(&nodes, "k", "v");
+    let other = SwarmId(world.swarm_of(nodes[0]).0 ^ 1);
+    for node in nodes {
+        for consistency in [Consistency::Linearizable, Consistency::Stale] {
+            let answer = world.call(node, read(other, "k", consistency));
+            assert_eq!(answer, Some(Response::Refused(Refusal::OtherSwarm)));
+        }
+    }
 }
