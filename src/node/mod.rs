@@ -1,9 +1,9 @@
 //! A running node: everything below, assembled.
 //!
-//! [`Core`](core::Core) is the whole node without I/O; [`runtime`] drives it with links, a clock and randomness;
-//! [`builder`] makes both from what the user says, with the help of the machine's runtime directory
-//! ([`rendezvous`]). Inside the core: [`founding`] finds or makes the swarm, [`swarm`] is the part in it, and
-//! [`reconcile`] moves replicas to where the ring wants them; [`merge`] dissolves an empty swarm into another.
+//! `Core` is the whole node without I/O; `runtime` drives it with links, a clock and randomness;
+//! `builder` makes both from what the user says, with the help of the machine's runtime directory
+//! (`rendezvous`). Inside the core: `founding` finds or makes the swarm, `swarm` is the part in it, and
+//! `reconcile` moves replicas to where the ring wants them; `merge` dissolves an empty swarm into another.
 
 mod builder;
 mod clock;
