@@ -5,14 +5,15 @@
 //! seal only while it holds nothing, and takes no write under it. The seals belong to one attempt. When all
 //! partitions are sealed, one more command to the *first* partition decides: if its seal is still this
 //! attempt's, the swarm has dissolved, for good. Another attempt, on another node, takes the seals over in the
-//! same order, the first partition first, so at most one attempt reaches the decision; one that fails breaks
-//! its own seals, the first partition last. Answers are lost with the partitions, so what remains is to tell
+//! same order, the first partition first; the log index of that first seal (the *epoch*) orders the attempts,
+//! and no partition lets an earlier attempt take a seal from a later one. So at most one attempt reaches the
+//! decision with all seals in its hands; one that fails breaks its own seals, the first partition last. Answers are lost with the partitions, so what remains is to tell
 //! the members, who then join the other swarm.
 
 use std::time::Duration;
 
 use super::rpc::NodeRpc;
-use crate::id::{PartitionId, SessionId, SwarmId};
+use crate::id::{PartitionId, SessionId, SwarmId, Version};
 use crate::state_machine::{Operation, Origin, Reply};
 use crate::wire::{Request, Response, Rpc};
 
@@ -26,8 +27,11 @@ const NOBODY: Origin = Origin { session: SessionId(0), sequence: 0, settled_belo
 /// How an attempt to dissolve a swarm ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Merged {
-    /// The swarm has dissolved.
-    Sealed,
+    /// The swarm has dissolved, by this attempt or an earlier one.
+    Dissolved {
+        /// The swarm that remains.
+        into: SwarmId,
+    },
     /// It holds keys: it stays.
     HoldsData,
     /// Some partition did not answer, or another attempt is under way: to be tried again.
@@ -51,44 +55,53 @@ pub(super) struct Attempt<'a> {
 impl Attempt<'_> {
     /// Tries to dissolve the swarm.
     pub(super) async fn dissolve(&self) -> Merged {
-        let mut result = Merged::Sealed;
-        let mut last = 0;
+        let mut epoch = None;
         for partition in 0..self.partitions {
-            // Also when the answer is lost the seal may be there.
-            last = partition;
-            match self.ask(partition, self.seal()).await {
-                Some(Reply::Sealed { .. }) => continue,
-                Some(Reply::Dissolved { .. }) => return Merged::Sealed,
-                Some(Reply::NotEmpty) => result = Merged::HoldsData,
-                _ => result = Merged::Failed,
-            }
-            break;
+            let failed = match self.ask(partition, self.seal(epoch)).await {
+                Some(Reply::Sealed { epoch: sealed, .. }) => {
+                    epoch.get_or_insert(sealed);
+                    continue;
+                }
+                Some(Reply::Dissolved { into }) => return Merged::Dissolved { into },
+                Some(Reply::NotEmpty) => Merged::HoldsData,
+                _ => Merged::Failed,
+            };
+            // Also when the answer was lost the seal may be there.
+            self.unseal(partition).await;
+            return failed;
         }
-        if result == Merged::Sealed {
-            match self.ask(0, Operation::Dissolve { attempt: self.attempt }).await {
-                Some(Reply::Dissolved { .. }) => return Merged::Sealed,
-                // It may have happened: to break the seals would be wrong, to try again is not.
-                None => return Merged::Failed,
-                Some(_) => result = Merged::Failed,
+        let Some(epoch) = epoch else { return Merged::Failed };
+        match self.ask(0, Operation::Dissolve { attempt: self.attempt, epoch }).await {
+            Some(Reply::Dissolved { into }) => Merged::Dissolved { into },
+            Some(_) => {
+                self.unseal(self.partitions - 1).await;
+                Merged::Failed
             }
+            // It may have happened: to break the seals would be wrong, to try again is not.
+            None => Merged::Failed,
         }
-        self.unseal(last).await;
-        result
     }
 
     /// Breaks all seals that were left behind, unless they turn out to be for good.
     pub(super) async fn break_seals(&self) -> Merged {
+        let mut epoch = None;
         for partition in 0..self.partitions {
-            if let Some(Reply::Dissolved { .. }) = self.ask(partition, self.seal()).await {
-                return Merged::Sealed;
+            match self.ask(partition, self.seal(epoch)).await {
+                Some(Reply::Sealed { epoch: sealed, .. }) => {
+                    epoch.get_or_insert(sealed);
+                }
+                Some(Reply::Dissolved { into }) => return Merged::Dissolved { into },
+                // Without the first there is no order; that one is tried again.
+                _ if epoch.is_none() => return Merged::Failed,
+                _ => {}
             }
         }
         self.unseal(self.partitions.saturating_sub(1)).await;
         Merged::Failed
     }
 
-    fn seal(&self) -> Operation {
-        Operation::Seal { into: self.into, attempt: self.attempt }
+    fn seal(&self, epoch: Option<Version>) -> Operation {
+        Operation::Seal { into: self.into, attempt: self.attempt, epoch }
     }
 
     /// Breaks this attempt's seals from the given partition down to the first.

@@ -283,7 +283,7 @@ impl Runtime {
                 self.core.request(tag, request, now);
             }
             Input::Merged { from, into, result } => match result {
-                merge::Merged::Sealed => self.core.merged(from, into, true, now),
+                merge::Merged::Dissolved { into } => self.core.merged(from, into, true, now),
                 merge::Merged::HoldsData if self.core.swarm_id() == Some(from) => {
                     self.core.holds_data();
                     self.core.merged(from, into, false, now);
@@ -362,6 +362,10 @@ impl Runtime {
     }
 
     fn seal(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128, purpose: Purpose) {
+        if !self.merging.is_empty() {
+            // An attempt has bounded steps and reports its end; there is time for another after that.
+            return;
+        }
         let rpc = self.rpc.clone();
         self.merging.spawn(async move {
             let attempt = merge::Attempt { rpc: &rpc, from, partitions, into, attempt };
