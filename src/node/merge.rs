@@ -34,6 +34,27 @@ pub(super) enum Merged {
     Failed,
 }
 
+/// Breaks all seals that were left behind, unless they turn out to be for good.
+pub(super) async fn break_seals(rpc: &NodeRpc, partitions: u32, into: SwarmId, attempt: u128) -> Merged {
+    let partitions = (0..partitions).map(PartitionId);
+    for partition in partitions.clone() {
+        if let Some(Reply::Dissolved { .. }) = ask(rpc, partition, Operation::Seal { into, attempt }).await {
+            return Merged::Sealed;
+        }
+    }
+    unseal(rpc, partitions, attempt).await;
+    Merged::Failed
+}
+
+/// Breaks the seals of an attempt, the first partition's last.
+async fn unseal(rpc: &NodeRpc, sealed: impl DoubleEndedIterator<Item = PartitionId>, attempt: u128) {
+    for partition in sealed.rev() {
+        if ask(rpc, partition, Operation::Unseal { attempt }).await.is_none() {
+            tracing::warn!(%partition, "a seal may remain for a while");
+        }
+    }
+}
+
 /// Tries to dissolve the swarm of this node, which has so many partitions, into another.
 pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, attempt: u128) -> Merged {
     let mut sealed = Vec::new();
@@ -59,11 +80,7 @@ pub(super) async fn seal_all(rpc: &NodeRpc, partitions: u32, into: SwarmId, atte
             Some(_) => result = Merged::Failed,
         }
     }
-    for partition in sealed.into_iter().rev() {
-        if ask(rpc, partition, Operation::Unseal { attempt }).await.is_none() {
-            tracing::warn!(%partition, "a seal may remain until the next attempt");
-        }
-    }
+    unseal(rpc, sealed.into_iter(), attempt).await;
     result
 }
 
