@@ -441,9 +441,11 @@ struct Members {
     members: BTreeMap<String, Member>,
 }
 
-/// One lab at a time on this machine, whichever processes run its tests: they measure.
+/// One lab of this user at a time on this machine, whichever processes run its tests: they measure.
 fn turn() -> File {
-    let path = std::env::temp_dir().join("roundtable-lab.lock");
+    // Per user: one could not open another's.
+    let user = rustix::process::geteuid().as_raw();
+    let path = std::env::temp_dir().join(format!("roundtable-lab-{user}.lock"));
     let file = File::options().create(true).write(true).truncate(false).open(path).expect("a lock file");
     file.lock().expect("a lock");
     file
