@@ -363,10 +363,18 @@ impl Swarm {
                 }
                 operation.key()
             }
-            Request::Read { query: Query::Get { key }, .. } | Request::Wait { key, .. } => {
+            Request::Read { query, .. } => {
+                query.check().map_err(|error| error.to_string())?;
+                match query {
+                    Query::Get { key } => Some(key.as_slice()),
+                    Query::Scan { .. } => None,
+                }
+            }
+            Request::Wait { key, .. } => {
+                Query::Get { key: key.clone() }.check().map_err(|error| error.to_string())?;
                 Some(key.as_slice())
             }
-            _ => None,
+            Request::View | Request::Status | Request::Ticket | Request::Leave => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {
