@@ -4,6 +4,9 @@
 //! answer is tried again too, a write under the same number, so that it happens once. Only the deadline ends
 //! this, or a partition that has no quorum for longer than a failover takes. At the end the error says whether
 //! the write may have been applied: as soon as one attempt of it was lost, no later refusal can deny that.
+//!
+//! Every attempt names the swarm that it is meant for, and is refused by a node of another. If the swarm has
+//! dissolved, a write that may have been applied there ends as unknown; any other goes to the next swarm.
 
 use std::time::Duration;
 
@@ -91,6 +94,8 @@ pub(super) struct Call<'a, R> {
     client: &'a Client<R>,
     action: Action,
     deadline: Timestamp,
+    /// Where the last attempt went.
+    swarm: Option<SwarmId>,
     asked: Asked,
     attempt_timeout: Duration,
     pause: Duration,
@@ -115,6 +120,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             client,
             action,
             deadline: client.now() + client.deadline,
+            swarm: None,
             asked: Asked::default(),
             attempt_timeout: ATTEMPT_TIMEOUT,
             pause: MIN_PAUSE,
@@ -190,7 +196,7 @@ impl<'a, R: Rpc> Call<'a, R> {
 
     async fn attempt(&mut self) -> Next {
         let router = &self.client.shared.router;
-        let known = match router.cached() {
+        let known = match router.trusted() {
             Some(view) if !self.doubts => Some(view),
             // Bounded by the deadline, however many calls want a view.
             _ => tokio::time::timeout(self.remaining(), router.refresh()).await.ok().flatten(),
@@ -212,6 +218,11 @@ impl<'a, R: Rpc> Call<'a, R> {
             }
             Action::Scan { place, .. } => place.partition,
         };
+        if self.swarm.replace(view.swarm).is_some_and(|before| before != view.swarm) {
+            // What the nodes answered was about another swarm.
+            self.asked = Asked::default();
+            self.hope();
+        }
         if let Err(next) = self.number(&view, partition).await {
             return next;
         }
@@ -228,9 +239,9 @@ impl<'a, R: Rpc> Call<'a, R> {
         if remaining.is_zero() {
             return Next::Pause;
         }
-        let (request, timeout) = self.request(partition, remaining);
+        let (request, timeout) = self.request(view.swarm, partition, remaining);
         let answer = router.rpc.call(node, request, timeout).await;
-        self.judge(node, partition, answer)
+        self.judge(node, view.swarm, partition, answer)
     }
 
     /// Sees to it that a write has its number, drawn for the swarm to which it goes.
@@ -244,6 +255,8 @@ impl<'a, R: Rpc> Call<'a, R> {
             Some(_) if self.maybe_applied => return Err(Next::Fail(Error::Unknown)),
             _ => {}
         }
+        // Settled first, or it could be what it waits for.
+        self.in_flight = None;
         let session = &self.client.shared.session;
         self.in_flight = session.begin(view.swarm, partition, self.remaining()).await;
         if self.in_flight.is_none() {
@@ -253,14 +266,15 @@ impl<'a, R: Rpc> Call<'a, R> {
         Ok(())
     }
 
-    fn request(&self, partition: PartitionId, remaining: Duration) -> (Request, Duration) {
+    fn request(&self, swarm: SwarmId, partition: PartitionId, remaining: Duration) -> (Request, Duration) {
         let timeout = remaining.min(self.attempt_timeout);
         let forwarded = false;
         let consistency = self.client.consistency;
-        let read = |query| Request::Read { partition, consistency, query, forwarded };
+        let read = |query| Request::Read { swarm, partition, consistency, query, forwarded };
         match (&self.action, &self.in_flight) {
             (Action::Write(operation), Some(in_flight)) => {
                 let request = Request::Write {
+                    swarm,
                     partition,
                     origin: in_flight.origin(),
                     operation: operation.clone(),
@@ -273,6 +287,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             (Action::Wait(watch), _) => {
                 let slice = remaining.min(WAIT_SLICE);
                 let request = Request::Wait {
+                    swarm,
                     partition,
                     watch: watch.clone(),
                     timeout_ms: u32::try_from(slice.as_millis()).unwrap_or(MAX_WAIT_MS),
@@ -283,7 +298,13 @@ impl<'a, R: Rpc> Call<'a, R> {
         }
     }
 
-    fn judge(&mut self, node: NodeId, partition: PartitionId, answer: Result<Response, RpcError>) -> Next {
+    fn judge(
+        &mut self,
+        node: NodeId,
+        swarm: SwarmId,
+        partition: PartitionId,
+        answer: Result<Response, RpcError>,
+    ) -> Next {
         let write = matches!(self.action, Action::Write(_));
         match answer {
             Ok(Response::Reply(reply)) if write => self.judge_reply(reply),
@@ -300,7 +321,7 @@ impl<'a, R: Rpc> Call<'a, R> {
                 self.lost(node, partition);
                 Next::Pause
             }
-            Ok(Response::Refused(refusal)) => self.judge_refusal(node, partition, refusal),
+            Ok(Response::Refused(refusal)) => self.judge_refusal(node, swarm, partition, refusal),
             Ok(_) => Next::Fail(unexpected()),
             Err(RpcError::NotSent(_)) => {
                 self.last = Error::Unreachable;
@@ -336,7 +357,13 @@ impl<'a, R: Rpc> Call<'a, R> {
         }
     }
 
-    fn judge_refusal(&mut self, node: NodeId, partition: PartitionId, refusal: Refusal) -> Next {
+    fn judge_refusal(
+        &mut self,
+        node: NodeId,
+        swarm: SwarmId,
+        partition: PartitionId,
+        refusal: Refusal,
+    ) -> Next {
         let router = &self.client.shared.router;
         match refusal {
             Refusal::NotLeader { leader: Some(leader) } if leader != node => {
@@ -373,7 +400,16 @@ impl<'a, R: Rpc> Call<'a, R> {
                 self.silence(node, partition);
                 Next::Hop
             }
-            Refusal::BadRequest(reason) => Next::Fail(Error::Refused(reason)),
+            Refusal::OtherSwarm => {
+                self.last = Error::NotServing;
+                router.distrust(swarm);
+                Next::Hop
+            }
+            Refusal::BadRequest(reason) => {
+                // The next call shall not repeat it by the same view.
+                router.distrust(swarm);
+                Next::Fail(Error::Refused(reason))
+            }
         }
     }
 
@@ -409,7 +445,10 @@ pub(super) async fn ask<R: Rpc>(
         let linked = router.rpc.linked();
         let node = match to {
             Some(node) => Some(node),
-            None if linked.is_empty() => None,
+            None if linked.is_empty() => {
+                router.reach_out();
+                None
+            }
             None => Some(linked[turn % linked.len()]),
         };
         turn += 1;

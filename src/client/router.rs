@@ -13,15 +13,17 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
 use super::{Clock, lock};
-use crate::id::{NodeId, PartitionId};
+use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::ring::{PartitionCount, Token};
 use crate::time::Timestamp;
-use crate::wire::{Request, Response, Rpc, SwarmView};
+use crate::wire::{MemberView, Request, Response, Rpc, SwarmView};
 
 /// Nodes asked at once for their view.
 const VIEW_FANOUT: usize = 3;
 /// Longest wait for a view.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
+/// Members wished for at once when those that are linked are of no use.
+const REACH_OUT: usize = 3;
 /// Views are asked for no more often than this, per client.
 const VIEW_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,8 @@ struct Routes {
     view: Option<Arc<SwarmView>>,
     // Invariant: as long as the view has partitions.
     leaders: Vec<Option<NodeId>>,
+    /// A node contradicted the view: it is not to be used before it was asked for again.
+    distrusted: bool,
     /// When a view was last asked for.
     asked: Option<Timestamp>,
 }
@@ -83,6 +87,19 @@ impl<R: Rpc> Router<R> {
         lock(&self.routes).view.clone()
     }
 
+    /// The view by which to route, unless a node contradicted it.
+    pub(super) fn trusted(&self) -> Option<Arc<SwarmView>> {
+        let routes = lock(&self.routes);
+        routes.view.clone().filter(|_| !routes.distrusted)
+    }
+
+    /// A node contradicted the view of `swarm`: every call asks for a new one before it goes on. The old one
+    /// is kept until then, because of two linked swarms of one name the known one is preferred.
+    pub(super) fn distrust(&self, swarm: SwarmId) {
+        let mut routes = lock(&self.routes);
+        routes.distrusted |= routes.view.as_ref().is_some_and(|view| view.swarm == swarm);
+    }
+
     /// Asks for a view, unless someone just did, and returns the best one known.
     pub(super) async fn refresh(&self) -> Option<Arc<SwarmView>> {
         let arrived = (self.clock)();
@@ -107,6 +124,9 @@ impl<R: Rpc> Router<R> {
             nodes.sort_by_key(|node| !is_member(known, *node));
         }
         nodes.truncate(VIEW_FANOUT);
+        if known.as_ref().is_none_or(|known| !nodes.iter().any(|node| is_member(known, *node))) {
+            self.reach_out();
+        }
         let mut answers: FuturesUnordered<_> =
             nodes.into_iter().map(|node| self.rpc.call(node, Request::View, VIEW_TIMEOUT)).collect();
         let mut other = None;
@@ -127,6 +147,18 @@ impl<R: Rpc> Router<R> {
         other.map(|view| self.learn(view))
     }
 
+    /// Wishes for links to some members that the last view names: those that were linked may all be gone.
+    pub(super) fn reach_out(&self) {
+        let Some(view) = self.cached() else { return };
+        let linked = self.rpc.linked();
+        let is_new = |member: &&MemberView| member.state.is_present() && !linked.contains(&member.node);
+        let members: Vec<_> = view.members.iter().filter(is_new).collect();
+        let chosen: Vec<_> = members.sample(&mut lock(&self.rng), REACH_OUT).collect();
+        for member in chosen {
+            self.rpc.want(member.node, &member.addresses);
+        }
+    }
+
     fn learn(&self, view: SwarmView) -> Arc<SwarmView> {
         let mut routes = lock(&self.routes);
         let same = routes.view.as_ref().is_some_and(|old| old.swarm == view.swarm);
@@ -139,6 +171,7 @@ impl<R: Rpc> Router<R> {
         }
         let view = Arc::new(view);
         routes.view = Some(Arc::clone(&view));
+        routes.distrusted = false;
         view
     }
 
@@ -170,6 +203,7 @@ impl<R: Rpc> Router<R> {
             }
         }
         if linked.is_empty() {
+            self.reach_out();
             return Target::NoLink;
         }
         let mut pool: Vec<NodeId> = linked.into_iter().filter(|node| !asked.tried.contains(node)).collect();

@@ -1,7 +1,9 @@
 //! The client's half of exactly-once: numbers for its writes.
 //!
 //! Writes are numbered per partition, because a partition remembers only [`MAX_REMEMBERED`] unsettled answers:
-//! with one numbering for all, one partition without quorum would stall the writes to every other.
+//! with one numbering for all, one partition without quorum would stall the writes to every other. The numbers
+//! of a partition go on when its swarm dissolves and another one follows: were they drawn anew, a write could
+//! be taken for the retry of an older one by whoever is not told which of the swarms is meant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -13,14 +15,11 @@ use super::lock;
 use crate::id::{PartitionId, SessionId, SwarmId};
 use crate::state_machine::{MAX_REMEMBERED, Origin};
 
-/// A partition of a certain swarm: the swarm that follows one that dissolved counts anew.
-type Place = (SwarmId, PartitionId);
-
 /// The numbers of one session.
 #[derive(Debug)]
 pub(super) struct Session {
     id: SessionId,
-    windows: Mutex<BTreeMap<Place, Window>>,
+    windows: Mutex<BTreeMap<PartitionId, Window>>,
     /// The oldest write of some partition was settled.
     settled: Notify,
 }
@@ -64,27 +63,26 @@ impl Session {
         partition: PartitionId,
         patience: Duration,
     ) -> Option<InFlight> {
-        let place = (swarm, partition);
         let wait = async {
             loop {
                 // Before looking, or a write settled in between would wake nobody.
                 let mut settled = std::pin::pin!(self.settled.notified());
                 settled.as_mut().enable();
-                if let Some(in_flight) = self.try_begin(place) {
+                if let Some(in_flight) = self.try_begin(swarm, partition) {
                     return in_flight;
                 }
                 settled.await;
             }
         };
-        match self.try_begin(place) {
+        match self.try_begin(swarm, partition) {
             Some(in_flight) => Some(in_flight),
             None => tokio::time::timeout(patience, wait).await.ok(),
         }
     }
 
-    fn try_begin(self: &Arc<Self>, place: Place) -> Option<InFlight> {
-        let sequence = lock(&self.windows).entry(place).or_default().begin()?;
-        Some(InFlight { session: Arc::clone(self), place, sequence })
+    fn try_begin(self: &Arc<Self>, swarm: SwarmId, partition: PartitionId) -> Option<InFlight> {
+        let sequence = lock(&self.windows).entry(partition).or_default().begin()?;
+        Some(InFlight { session: Arc::clone(self), swarm, partition, sequence })
     }
 }
 
@@ -92,26 +90,27 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct InFlight {
     session: Arc<Session>,
-    place: Place,
+    swarm: SwarmId,
+    partition: PartitionId,
     sequence: u64,
 }
 
 impl InFlight {
     /// The swarm for which the number was drawn.
     pub(super) fn swarm(&self) -> SwarmId {
-        self.place.0
+        self.swarm
     }
 
     /// What the next attempt carries.
     pub(super) fn origin(&self) -> Origin {
-        let settled_below = lock(&self.session.windows).get(&self.place).map_or(0, Window::settled_below);
+        let settled_below = lock(&self.session.windows).get(&self.partition).map_or(0, Window::settled_below);
         Origin { session: self.session.id, sequence: self.sequence, settled_below }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let oldest = lock(&self.session.windows).get_mut(&self.place).is_some_and(|window| {
+        let oldest = lock(&self.session.windows).get_mut(&self.partition).is_some_and(|window| {
             let oldest = window.settled_below() == self.sequence;
             window.unsettled.remove(&self.sequence);
             oldest
@@ -139,6 +138,15 @@ mod tests {
         drop(a);
         let last = begin().await.origin();
         assert_eq!((last.sequence, last.settled_below), (3, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_go_on_in_the_next_swarm() {
+        let session = Arc::new(Session::new(SessionId(1)));
+        let first = session.begin(SWARM, PartitionId(0), MOMENT).await.unwrap();
+        let next = session.begin(SwarmId(2), PartitionId(0), MOMENT).await.unwrap();
+        assert_eq!((first.swarm(), first.origin().sequence), (SWARM, 0));
+        assert_eq!((next.swarm(), next.origin().sequence), (SwarmId(2), 1));
     }
 
     #[tokio::test(start_paused = true)]

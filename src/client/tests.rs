@@ -185,6 +185,15 @@ impl World {
         }
     }
 
+    fn is_for_another_swarm(&self, request: &Request) -> bool {
+        match request {
+            Request::Write { swarm, .. } | Request::Read { swarm, .. } | Request::Wait { swarm, .. } => {
+                *swarm != self.swarm
+            }
+            _ => false,
+        }
+    }
+
     fn next_fault(&mut self) -> Option<Fault> {
         if let Some(fault) = self.faults.pop_front() {
             return Some(fault);
@@ -230,6 +239,9 @@ impl Rpc for Net {
                 mood
             })
         };
+        if !matches!(mood, Mood::Silent) && self.world().is_for_another_swarm(&request) {
+            return Ok(Response::Refused(Refusal::OtherSwarm));
+        }
         match (&request, &mood) {
             (_, Mood::Silent) => return silence.await,
             (Request::View, _) => {
@@ -524,10 +536,13 @@ async fn a_retry_does_not_follow_into_another_swarm() {
     let net = Net::new();
     let client = net.client();
     client.put("k", "v").await.unwrap();
-    net.script([Fault::LoseRequest]);
-    net.world().swarm = SwarmId(8);
-    sleep(200 * MS).await;
-    assert_eq!(client.put("k", "w").await, Err(Error::Unknown));
+    net.script([Fault::Silence]);
+    let change = async {
+        sleep(200 * MS).await;
+        net.world().swarm = SwarmId(8);
+    };
+    let (result, ()) = tokio::join!(client.put("k", "w"), change);
+    assert_eq!(result, Err(Error::Unknown));
     // A new write goes there.
     assert!(client.put("k", "w").await.is_ok());
 }
@@ -657,4 +672,33 @@ fn a_time_to_live_is_rounded_up() {
     assert_eq!(ttl_ms(Duration::ZERO), 1);
     assert_eq!(ttl_ms(Duration::from_micros(1001)), 2);
     assert_eq!(ttl_ms(Duration::MAX), u64::MAX);
+}
+
+/// The numbers of a session must not be taken for retries in the swarm that follows one that dissolved.
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_write_survives_the_change_to_another_swarm() {
+    let net = Net::new();
+    let client = net.client();
+    assert_eq!(client.get("k").await, Ok(None));
+    net.world().swarm = SwarmId(8);
+    client.put("k", "one").await.unwrap();
+    sleep(MS * 500).await;
+    net.script([Fault::NotSent]);
+    client.put("k", "two").await.unwrap();
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, b"two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lost_its_only_link_dials_the_others_it_knows() {
+    let net = Net::new();
+    net.world().linked = vec![node(1)];
+    let client = net.client();
+    client.put("k", "one").await.unwrap();
+    net.world().linked.clear();
+    assert_eq!(client.with_deadline(300 * MS).put("k", "two").await, Err(Error::Unreachable));
+    let wanted: std::collections::BTreeSet<_> = net.world().wanted.drain(..).collect();
+    assert!(wanted.contains(&node(2)) && wanted.contains(&node(3)), "{wanted:?}");
+    // Also for questions that are not about a key.
+    assert!(client.with_deadline(300 * MS).view().await.is_err());
+    assert!(net.world().wanted.contains(&node(2)));
 }

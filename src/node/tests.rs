@@ -50,6 +50,8 @@ struct World {
     left: BTreeSet<NodeId>,
     next_tag: u64,
     writes: u64,
+    /// The next hello from the first to the second is lost.
+    lose_hello: Option<(NodeId, NodeId)>,
 }
 
 impl World {
@@ -69,6 +71,7 @@ impl World {
             left: BTreeSet::new(),
             next_tag: 0,
             writes: 0,
+            lose_hello: None,
         }
     }
 
@@ -151,6 +154,11 @@ impl World {
         self.kill(node);
     }
 
+    /// The swarm that a request to `node` is meant for, if it has one.
+    fn swarm_of(&self, node: NodeId) -> SwarmId {
+        self.nodes.get(&node).and_then(Core::swarm_id).unwrap_or(SwarmId(0))
+    }
+
     /// Puts until it is acknowledged, as a client does: same origin, next node if one refuses.
     fn put(&mut self, via: &[NodeId], key: &str, value: &str) -> Reply {
         let partition = partition_of(key);
@@ -160,8 +168,9 @@ impl World {
         let deadline = self.now + Duration::from_secs(5);
         for attempt in 0.. {
             let node = via[attempt % via.len()];
-            let request =
-                Request::Write { partition, origin, operation: operation.clone(), forwarded: false };
+            let swarm = self.swarm_of(node);
+            let operation = operation.clone();
+            let request = Request::Write { swarm, partition, origin, operation, forwarded: false };
             if let Some(Response::Reply(reply)) = self.call(node, request) {
                 return reply;
             }
@@ -175,10 +184,9 @@ impl World {
     fn get(&mut self, via: &[NodeId], key: &str) -> Option<String> {
         let deadline = self.now + Duration::from_secs(5);
         for attempt in 0.. {
-            let request = read(key, Consistency::Linearizable);
-            if let Some(Response::Answer { answer: Answer::Entry(entry), .. }) =
-                self.call(via[attempt % via.len()], request)
-            {
+            let node = via[attempt % via.len()];
+            let request = read(self.swarm_of(node), key, Consistency::Linearizable);
+            if let Some(Response::Answer { answer: Answer::Entry(entry), .. }) = self.call(node, request) {
                 return entry.map(|entry| String::from_utf8(entry.value).unwrap());
             }
             assert!(self.now < deadline, "seed {}: get of {key} takes longer than 5 s", self.seed);
@@ -305,6 +313,11 @@ impl World {
                     self.drain(at);
                 }
             }
+            Event::Message { from, to, message: Message::Hello(_) }
+                if self.lose_hello == Some((from, to)) =>
+            {
+                self.lose_hello = None;
+            }
             Event::Message { from, to, message } => {
                 if linked(&self.links, from, to)
                     && let Some(core) = self.nodes.get_mut(&to)
@@ -352,7 +365,7 @@ impl World {
                 Output::Event(event) => self.events.entry(node).or_default().push(event),
                 Output::Left => drop(self.left.insert(node)),
                 // Links stay up by themselves here, and merging is tested on real nodes.
-                Output::Keep { .. } | Output::Forget { .. } | Output::Merge { .. } => {}
+                Output::Keep { .. } | Output::Forget { .. } | Output::Seal { .. } => {}
             }
         }
     }
@@ -363,9 +376,9 @@ fn partition_of(key: &str) -> PartitionId {
     count.partition_of(crate::ring::Token::of_key(key.as_bytes()))
 }
 
-fn read(key: &str, consistency: Consistency) -> Request {
+fn read(swarm: SwarmId, key: &str, consistency: Consistency) -> Request {
     let query = Query::Get { key: key.into() };
-    Request::Read { partition: partition_of(key), consistency, query, forwarded: false }
+    Request::Read { swarm, partition: partition_of(key), consistency, query, forwarded: false }
 }
 
 fn keys(count: usize) -> impl Iterator<Item = String> {
@@ -439,13 +452,14 @@ fn a_minority_says_so_and_reads_stale_and_the_majority_goes_on() {
         }
         world.run(Duration::from_secs(1));
         let (minority, majority) = (nodes[0], &nodes[1..]);
+        let swarm = world.swarm_of(minority);
         world.cut(&[minority], majority);
         world.run(Duration::from_secs(3));
         for key in keys(10) {
             world.put(majority, &key, "after");
-            let refused = world.call(minority, read(&key, Consistency::Linearizable));
+            let refused = world.call(minority, read(swarm, &key, Consistency::Linearizable));
             assert_eq!(refused, Some(Response::Refused(Refusal::NoQuorum)), "seed {}", world.seed);
-            let stale = world.call(minority, read(&key, Consistency::Stale));
+            let stale = world.call(minority, read(swarm, &key, Consistency::Stale));
             let Some(Response::Answer { answer: Answer::Entry(Some(entry)), stale: true }) = stale else {
                 panic!("seed {}: {stale:?}", world.seed);
             };
@@ -491,4 +505,98 @@ fn a_node_told_to_join_waits_until_there_is_a_swarm() {
     assert_eq!(world.swarms(), BTreeSet::from([None]));
     world.start();
     world.settle();
+}
+
+#[test]
+fn a_lost_hello_is_said_again() {
+    let mut world = World::new(5);
+    let nodes = world.swarm(2);
+    let third = world.start();
+    world.lose_hello = Some((nodes[0], third));
+    world.settle();
+    assert_eq!(world.lose_hello, None);
+}
+
+#[test]
+fn nobody_waits_for_a_node_that_has_left_to_found() {
+    let mut world = World::new(3);
+    let gone = world.start();
+    world.settle();
+    let now = world.now;
+    world.nodes.get_mut(&gone).unwrap().leave(now);
+    world.drain(gone);
+    // Newcomers until one would wait for it: only the smallest of the swarmless founds.
+    let newcomer = loop {
+        let newcomer = world.start();
+        if newcomer > gone {
+            break newcomer;
+        }
+        world.kill(newcomer);
+    };
+    world.run(Duration::from_secs(5));
+    assert!(world.nodes[&newcomer].swarm_id().is_some());
+}
+
+#[test]
+fn a_joiner_does_not_place_anything_on_the_long_dead() {
+    let mut world = World::new(1);
+    let mut nodes = world.swarm(4);
+    let victim = nodes.remove(1);
+    world.kill(victim);
+    world.run(Duration::from_secs(60));
+    world.settle();
+    let joiner = world.start();
+    for _ in 0..50 {
+        world.run(Duration::from_millis(100));
+        let Some(Response::View(view)) = world.call(joiner, Request::View) else { continue };
+        assert!(!view.members.iter().any(|member| member.node == victim && member.on_ring));
+    }
+    world.settle();
+}
+
+#[test]
+fn a_crash_at_the_end_of_a_move_leaves_every_partition_a_quorum() {
+    // The worst moment: a leader has just dropped a voter and dies before the others heard of it.
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        let nodes = world.swarm(4);
+        world.kill(nodes[1]);
+        world.run(Duration::from_secs(5));
+        for partition in (0..PARTITIONS).map(PartitionId) {
+            let served = world.nodes.values().any(|core| {
+                core.replicas().iter().any(|replica| replica.partition == partition && replica.has_quorum)
+            });
+            assert!(served, "seed {seed}: {partition} is down");
+        }
+    }
+}
+
+#[test]
+fn who_joined_as_the_last_member_left_looks_again() {
+    let mut world = World::new(11);
+    let last = world.start();
+    world.settle();
+    let now = world.now;
+    world.nodes.get_mut(&last).unwrap().leave(now);
+    let joiner = world.start();
+    // The link comes up and the hello is answered before the one that leaves has told anybody.
+    world.run(Duration::from_millis(50));
+    world.drain(last);
+    world.kill(last);
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.replicas(joiner).len(), PARTITIONS as usize);
+}
+
+#[test]
+fn a_request_for_another_swarm_is_not_served() {
+    let mut world = World::new(1);
+    let nodes = world.swarm(2);
+    world.put(&nodes, "k", "v");
+    let other = SwarmId(world.swarm_of(nodes[0]).0 ^ 1);
+    for node in nodes {
+        for consistency in [Consistency::Linearizable, Consistency::Stale] {
+            let answer = world.call(node, read(other, "k", consistency));
+            assert_eq!(answer, Some(Response::Refused(Refusal::OtherSwarm)));
+        }
+    }
 }

@@ -27,6 +27,8 @@ pub enum Consistency {
 pub enum Request {
     /// Change a partition. Answered by [`Response::Reply`].
     Write {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
         /// The partition that the operation's key belongs to.
         partition: PartitionId,
         /// For exactly-once retries.
@@ -38,6 +40,8 @@ pub enum Request {
     },
     /// Read from a partition. Answered by [`Response::Answer`].
     Read {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
         /// The partition.
         partition: PartitionId,
         /// How fresh.
@@ -50,6 +54,8 @@ pub enum Request {
     /// Wait until something has changed. Linearizable. Answered by [`Response::Answer`], or by
     /// [`Response::Unchanged`].
     Wait {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
         /// The partition that the key or lock belongs to.
         partition: PartitionId,
         /// What to wait for.
@@ -132,6 +138,9 @@ pub enum Refusal {
     /// The node has no swarm yet, or is leaving it.
     #[error("not serving")]
     NotServing,
+    /// The request is meant for another swarm than the node's.
+    #[error("the node is in another swarm")]
+    OtherSwarm,
     /// The request contradicts itself or a limit.
     #[error("bad request: {0}")]
     BadRequest(String),
@@ -197,8 +206,6 @@ pub enum SwarmState {
 pub struct Hello {
     /// Its swarm, or that it has none.
     pub state: SwarmState,
-    /// Where it listens, as multiaddresses.
-    pub addresses: Vec<String>,
     /// Whether its swarm is known to it to hold no key: an empty swarm gives way to one with data.
     pub empty: bool,
 }

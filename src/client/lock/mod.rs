@@ -151,18 +151,12 @@ async fn take<R: Rpc>(
     loop {
         let tenure = Arc::new(Tenure::begin(client.clone(), terms));
         begun(&tenure);
-        match tenure.ask(terms, wait).await? {
-            PlaceState::Held { .. } => {}
-            PlaceState::Waiting { ahead } => match tenure.wait(until).await {
-                PlaceState::Held { .. } => {}
-                PlaceState::Waiting { .. } => {
-                    // So that nobody waits for us; should that fail, no longer than our lease.
-                    drop(tenure.release().await);
-                    return Err(LockError::NotAcquired { ahead });
-                }
-                PlaceState::Gone => {}
-            },
-            PlaceState::Gone => {}
+        if let PlaceState::Waiting { ahead } = tenure.ask(terms, wait).await?
+            && let PlaceState::Waiting { .. } = tenure.wait(until).await
+        {
+            // So that nobody waits for us; should that fail, no longer than our lease.
+            drop(tenure.release().await);
+            return Err(LockError::NotAcquired { ahead });
         }
         if tenure.token().is_some() && tenure.is_alive() {
             return Ok(LockGuard { tenure });
