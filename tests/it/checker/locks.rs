@@ -32,6 +32,9 @@ pub(crate) struct Section {
 /// Everything that must not be, in words.
 pub(crate) fn violations(sections: &[Section]) -> Vec<String> {
     let mut found = Vec::new();
+    for section in sections.iter().filter(|section| section.fenced && !section.lost) {
+        found.push(format!("a holder that was overtaken was not told: {section:?}"));
+    }
     let mut by_token: BTreeMap<FencingToken, &Section> = BTreeMap::new();
     for section in sections {
         if let Some(other) = by_token.insert(section.token, section) {
@@ -105,6 +108,9 @@ mod tests {
         found(&[section(1, 1, 9), section(2, 2, 5)], "overlap");
         found(&[section(3, 1, 3), section(2, 4, 5)], "came behind");
         found(&[section(3, 1, 3), section(3, 4, 5)], "twice");
+        let mut trusting = section(2, 4, 5);
+        trusting.fenced = true;
+        found(&[trusting], "not told");
         let mut late = section(2, 4, 5);
         late.asked = Duration::from_secs(1);
         found(&[section(3, 6, 7), late], "granted after");

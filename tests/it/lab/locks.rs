@@ -27,6 +27,8 @@ const PLAN: &str = "ROUNDTABLE_TEST_CONTENDER";
 const NODES: usize = 5;
 const FLAGS: [&str; 4] = ["--lan", "--open", "--replace-after", "1s"];
 const LEASE: Duration = Duration::from_secs(2);
+/// Pauses until one has met a holder within its section: three in four meet somebody else.
+const MAX_PAUSES: usize = 30;
 /// Contenders in each of the processes.
 const CONTENDERS: usize = 4;
 /// Processes on each of the two hosts for clients.
@@ -182,11 +184,17 @@ fn sections_under_a_lock_are_one_after_the_other_whatever_happens() {
         // Each of them once, then as it comes.
         match if round < 6 { round } else { rng.random_range(0..6) } {
             0 => {
-                say("a process of contenders stands still for longer than its lease");
-                let paused = &all[rng.random_range(0..all.len())];
-                paused.process.signal(Signal::STOP);
-                pass(LEASE + lasts);
-                paused.process.signal(Signal::CONT);
+                say("a process of contenders stands still for longer than its lease, until it was a holder");
+                for _ in 0..MAX_PAUSES {
+                    let paused = &all[rng.random_range(0..all.len())];
+                    paused.process.signal(Signal::STOP);
+                    pass(LEASE * 3 / 2);
+                    paused.process.signal(Signal::CONT);
+                    paused.goes_on(1);
+                    if all.iter().flat_map(Contenders::seen).any(|section| section.fenced) {
+                        break;
+                    }
+                }
             }
             1 => {
                 say(&format!("node {node} is killed"));
@@ -236,6 +244,7 @@ fn sections_under_a_lock_are_one_after_the_other_whatever_happens() {
     ));
     let found = violations(&sections);
     assert!(found.is_empty(), "{found:#?}");
+    assert!(count(|section| section.fenced && section.lost) > 0, "no holder was paused past its lease");
 }
 
 /// The instrument itself: without tokens, holders that stand still past their leases are caught.
