@@ -362,8 +362,10 @@ impl Runtime {
     }
 
     fn seal(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128, purpose: Purpose) {
+        while self.merging.try_join_next().is_some() {}
         if !self.merging.is_empty() {
-            // An attempt has bounded steps and reports its end; there is time for another after that.
+            // One at a time; an attempt has bounded steps.
+            self.core.merged(from, into, false, self.clock.now());
             return;
         }
         let rpc = self.rpc.clone();
