@@ -5,7 +5,8 @@
 //! [`Inbound::link_down`] alternate strictly, and requests and messages come only in between. Messages on one
 //! link arrive in the order in which they were sent, or the link goes down. A call ends in its response, in
 //! [`CallError::NotSent`] (it did not reach a handler) or in [`CallError::Lost`] (nobody knows), never later
-//! than its timeout. Whom we were told to [`keep`](Net::keep) is dialled until linked, for ever.
+//! than its timeout. Whom we were told to [`keep`](Net::keep) or [`dial`](Net::dial) is dialled whenever it is not
+//! linked, for ever.
 //!
 //! **Method.** One task owns the libp2p swarm and only dials, listens and reports. Each connection has two
 //! substreams that are polled by tasks of their own (`link`), so no data passes the swarm task. Who may
@@ -347,7 +348,7 @@ impl Net {
         listening.iter().map(ToString::to_string).collect()
     }
 
-    /// Dials an address until it leads to a link or [`undial`](Self::undial): `host:port`, `ip:port`, a host
+    /// Dials an address whenever the node there is not linked, until [`undial`](Self::undial): `host:port`, `ip:port`, a host
     /// or IP alone, or a multiaddress. Reported as [`NetEvent::Reached`] or [`NetEvent::DialFailed`].
     ///
     /// # Errors
