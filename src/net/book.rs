@@ -21,8 +21,12 @@ use crate::id::NodeId;
 
 /// First wait after a failed dial; doubles with each further failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-/// Longest wait between two dials of a node or address that is wished for.
+/// Longest wait between two dials of a node or address that is wished for, as long as that is news.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Who has not been reached for long is dialled after this share of that time: so the wait grows after a minute.
+const PATIENCE_SHARE: u32 = 30;
+/// Longest wait between two dials of a node that is kept, however long it has not been reached.
+const MAX_KEPT_BACKOFF: Duration = Duration::from_secs(30);
 /// Longest wait between two dials of an address where nobody answers, while there are links to members.
 const MAX_ADDRESS_BACKOFF: Duration = Duration::from_secs(30);
 /// Longest wait between two dials of a stranger that discovery named and that refused us or was refused.
@@ -69,6 +73,8 @@ struct Wish {
     /// Named by discovery.
     hints: BTreeSet<Multiaddr>,
     failures: u32,
+    /// When the first of these failures was.
+    failing_since: Option<Instant>,
     strange: bool,
     next_dial: Option<Instant>,
     dialling: bool,
@@ -135,7 +141,7 @@ impl Book {
         if let Some(wish) = self.wish(Target::Address(address.clone())) {
             wish.kept = true;
             wish.addresses = vec![address];
-            wish.failures = 0;
+            wish.start_anew();
             wish.next_dial = Some(now);
         }
     }
@@ -159,7 +165,7 @@ impl Book {
             && wish.hints.len() < MAX_ADDRESSES
             && wish.hints.insert(address)
         {
-            wish.failures = 0;
+            wish.start_anew();
             wish.dial_by(first);
         }
     }
@@ -172,12 +178,25 @@ impl Book {
     }
 
     /// A link came up: nothing to dial while it lasts.
-    pub(super) fn link_up(&mut self, node: NodeId, is_member: bool) {
+    pub(super) fn link_up(&mut self, node: NodeId, is_member: bool, now: Instant) {
         self.linked.insert(node, is_member);
+        let mut is_return = false;
         if let Some(wish) = self.wishes.get_mut(&Target::Node(node)) {
-            wish.failures = 0;
+            is_return = is_member && wish.kept && wish.patience(now) > MAX_BACKOFF;
+            wish.start_anew();
             wish.strange = false;
             wish.next_dial = None;
+        }
+        if is_return {
+            // Where one comes back that was away for long, a cut has healed: others may be back too.
+            self.hasten(now);
+        }
+    }
+
+    /// Dials all soon that are kept.
+    fn hasten(&mut self, now: Instant) {
+        for wish in self.wishes.values_mut().filter(|wish| wish.kept && wish.next_dial.is_some()) {
+            wish.dial_by(now + MAX_BACKOFF);
         }
     }
 
@@ -188,12 +207,12 @@ impl Book {
         if let Some(wish) = self.wishes.get_mut(&Target::Node(node)) {
             wish.dial_by(first);
         }
-        let is_isolated = self.is_isolated();
-        for (target, wish) in &mut self.wishes {
-            if matches!(target, Target::Address(_)) && (is_isolated || wish.led_to == Some(node)) {
-                // If the node is also dialled by its name, that goes first.
-                wish.dial_by(now + MAX_BACKOFF);
-            }
+        for wish in self.wishes.values_mut().filter(|wish| wish.led_to == Some(node)) {
+            // If the node is also dialled by its name, that goes first.
+            wish.dial_by(now + MAX_BACKOFF);
+        }
+        if self.is_isolated() {
+            self.hasten(now);
         }
     }
 
@@ -204,7 +223,7 @@ impl Book {
             wish.dialling = false;
             if matches!(target, Target::Address(_)) {
                 wish.led_to = Some(node);
-                wish.failures = 0;
+                wish.start_anew();
                 if !is_linked {
                     wish.dial_by(now + MAX_BACKOFF);
                 }
@@ -232,9 +251,11 @@ impl Book {
         if let Some(wish) = self.wishes.get_mut(target) {
             wish.dialling = false;
             wish.strange = failure == Failure::Stranger;
+            wish.failing_since.get_or_insert(now);
             let most = match target {
                 Target::Address(_) if !is_isolated => MAX_ADDRESS_BACKOFF,
                 Target::Node(_) if wish.strange && !wish.kept => MAX_STRANGER_BACKOFF,
+                Target::Node(_) if wish.kept => wish.patience(now),
                 _ => MAX_BACKOFF,
             };
             let backoff = (FIRST_BACKOFF * 2u32.saturating_pow(wish.failures.min(16))).min(most);
@@ -300,6 +321,17 @@ impl Wish {
         node.is_some_and(|node| linked.contains_key(node))
     }
 
+    fn start_anew(&mut self) {
+        self.failures = 0;
+        self.failing_since = None;
+    }
+
+    /// Longest wait until the next dial of a node that is kept.
+    fn patience(&self, now: Instant) -> Duration {
+        let failing = self.failing_since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        (failing / PATIENCE_SHARE).clamp(MAX_BACKOFF, MAX_KEPT_BACKOFF)
+    }
+
     fn set_addresses(&mut self, mut addresses: Vec<Multiaddr>) {
         addresses.truncate(MAX_ADDRESSES);
         self.addresses = addresses;
@@ -345,17 +377,50 @@ mod tests {
         let mut now = start();
         let mut book = Book::new(node(1), 0);
         book.keep(node(2), vec![address(1)], now);
-        for _ in 0..50 {
+        let (begin, mut dials) = (now, 0);
+        while now < begin + Duration::from_secs(3600) {
             let due = book.due(now);
             assert_eq!(due.len(), 1);
-            assert!(book.due(now + MAX_BACKOFF * 10).is_empty(), "one dial at a time");
+            assert!(book.due(now + MAX_KEPT_BACKOFF * 10).is_empty(), "one dial at a time");
             book.failed(&due[0].0, Failure::Stranger, now);
             let next = book.next_deadline().unwrap();
-            assert!(next > now && next <= now + MAX_BACKOFF.mul_f64(1.25));
-            now = next;
+            let is_news = now < begin + Duration::from_secs(60);
+            let most = if is_news { MAX_BACKOFF } else { MAX_KEPT_BACKOFF };
+            assert!(next > now && next <= now + most.mul_f64(1.25));
+            (now, dials) = (next, dials + 1);
         }
+        // Every two seconds it would be 1800.
+        assert!(dials > 120 && dials < 260, "{dials} dials in an hour");
         book.forget(node(2));
-        assert!(book.due(now + MAX_BACKOFF).is_empty());
+        assert!(book.due(now + MAX_KEPT_BACKOFF * 2).is_empty());
+    }
+
+    #[test]
+    fn where_one_comes_back_the_others_are_dialled_soon_and_a_hint_is_followed_at_once() {
+        let mut now = start();
+        let mut book = Book::new(node(1), 0);
+        let is_far = |book: &Book, now| book.next_deadline().unwrap() > now + MAX_BACKOFF;
+        for away in [2, 3] {
+            book.keep(node(away), vec![address(1)], now);
+        }
+        for _ in 0..200 {
+            for (target, _) in book.due(now) {
+                book.failed(&target, Failure::Unreachable, now);
+            }
+            now = book.next_deadline().unwrap();
+        }
+        for (target, _) in book.due(now) {
+            book.failed(&target, Failure::Unreachable, now);
+        }
+        now = book.next_deadline().unwrap() - millis(3000);
+        assert!(is_far(&book, now));
+        book.link_up(node(2), true, now);
+        assert!(!is_far(&book, now));
+        book.hint(node(3), address(2), now);
+        assert_eq!(book.due(now + LARGER_WAITS).len(), 1);
+        // From then on it is news again.
+        book.failed(&Target::Node(node(3)), Failure::Unreachable, now);
+        assert!(!is_far(&book, now));
     }
 
     #[test]
@@ -363,7 +428,7 @@ mod tests {
         let now = start();
         let mut book = Book::new(node(1), 0);
         book.keep(node(2), vec![address(1)], now);
-        book.link_up(node(2), true);
+        book.link_up(node(2), true, now);
         assert!(book.due(now + millis(9000)).is_empty());
         book.link_down(node(2), now);
         assert_eq!(book.due(now).len(), 1);
@@ -407,7 +472,7 @@ mod tests {
         book.failed(&target, Failure::Unreachable, now);
         let later = now + MAX_BACKOFF;
         assert_eq!(book.due(later).len(), 1);
-        book.link_up(node(2), true);
+        book.link_up(node(2), true, now);
         book.succeeded(&target, node(2), later);
         assert!(book.due(later + MAX_BACKOFF).is_empty());
         assert_eq!(book.next_deadline(), None);
@@ -417,7 +482,7 @@ mod tests {
         book.succeeded(&target, node(2), later);
         assert_eq!(book.due(later + MAX_BACKOFF).len(), 1);
         // Another node answers there now.
-        book.link_up(node(3), true);
+        book.link_up(node(3), true, now);
         book.succeeded(&target, node(3), later);
         book.link_down(node(2), later);
         assert!(book.due(later + MAX_BACKOFF).is_empty());
@@ -430,9 +495,9 @@ mod tests {
         let mut book = Book::new(node(1), 0);
         book.dial(address(1), now);
         let (target, _) = book.due(now).remove(0);
-        book.link_up(node(2), true);
+        book.link_up(node(2), true, now);
         book.succeeded(&target, node(2), now);
-        book.link_up(node(3), !is_alone);
+        book.link_up(node(3), !is_alone, now);
         book.link_down(node(2), now);
         let mut dials = 0;
         while now < end {
@@ -459,7 +524,7 @@ mod tests {
         let mut now = start();
         let mut book = Book::new(node(1), 0);
         book.dial(address(1), now);
-        book.link_up(node(2), true);
+        book.link_up(node(2), true, now);
         for _ in 0..20 {
             let (target, _) = book.due(now).remove(0);
             book.failed(&target, Failure::Unreachable, now);

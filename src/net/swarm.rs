@@ -499,7 +499,7 @@ async fn serve(shared: Arc<Shared>, connection: Connection, mut requests: Stream
     };
     let link = Link::new(node, peer.role, connection.address.to_string(), connection.inbound);
     claim.activate(&link).await;
-    lock(&shared.book).link_up(node, peer.role == Role::Member);
+    lock(&shared.book).link_up(node, peer.role == Role::Member, Instant::now());
     shared.dial_succeeded(&connection, node);
     shared.inbound.link_up(&link.info());
     let end = {
