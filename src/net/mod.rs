@@ -55,6 +55,8 @@ use registry::Registry;
 const MAX_WAITING_EVENTS: usize = 256;
 /// Refusals and failures that are remembered in order to be reported once.
 const MAX_REMEMBERED_REPORTS: usize = 1024;
+/// How long [`Net::cut_all`] waits for the links to end, which takes no input or output.
+const CUT_LIMIT: Duration = Duration::from_secs(1);
 /// How long [`Net::shutdown`] waits for the tasks to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 
@@ -399,6 +401,22 @@ impl Net {
     pub fn close(&self, node: NodeId, why: &str) {
         if let Some(link) = self.link(node) {
             link.close(why);
+        }
+    }
+
+    /// Cuts all links without a word, and returns when nothing of them comes in any more.
+    pub async fn cut_all(&self, why: &str) {
+        let links = self.shared.registry.links();
+        for link in &links {
+            link.abort(why);
+        }
+        let all_ended = async {
+            for link in &links {
+                link.ended.cancelled().await;
+            }
+        };
+        if tokio::time::timeout(CUT_LIMIT, all_ended).await.is_err() {
+            tracing::warn!("a link does not end");
         }
     }
 
