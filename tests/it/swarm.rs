@@ -11,29 +11,29 @@ use tokio::sync::broadcast;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A machine of its own: nodes on it find each other through its runtime directory.
-fn machine() -> TempDir {
+pub(super) fn machine() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn on(machine: &TempDir) -> NodeBuilder {
+pub(super) fn on(machine: &TempDir) -> NodeBuilder {
     Node::builder().port(0).runtime_directory(machine.path().join("run"))
 }
 
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, future).await {
         Ok(value) => value,
         Err(_) => panic!("not within {LIMIT:?}: {what}"),
     }
 }
 
-async fn start(builder: NodeBuilder) -> Node {
+pub(super) async fn start(builder: NodeBuilder) -> Node {
     let node = builder.start().await.unwrap();
     within("the node has a swarm", node.ready()).await;
     node
 }
 
 /// Waits until every node sees exactly so many members alive, and every partition `replicas` voters.
-async fn settled(nodes: &[&Node], replicas: usize) {
+pub(super) async fn settled(nodes: &[&Node], replicas: usize) {
     let all_in_place = async {
         for node in nodes {
             loop {
