@@ -561,7 +561,7 @@ mod tests {
     #[test]
     fn a_visitor_may_not_seal() {
         let (inlet, _inbox) = inlet();
-        let seal = write(Operation::Seal { into: SwarmId(2), attempt: 1 });
+        let seal = write(Operation::Seal { into: SwarmId(2), attempt: 1, epoch: None });
         assert!(matches!(ask(&inlet, Role::Visitor, &seal), Some(Response::Refused(Refusal::BadRequest(_)))));
         assert_eq!(ask(&inlet, Role::Member, &seal), None);
         assert_eq!(ask(&inlet, Role::Visitor, &put(1)), None);
