@@ -234,7 +234,19 @@ impl<R: Rpc> Client<R> {
         key: impl Into<Vec<u8>>,
         seen: Option<Version>,
     ) -> Result<Option<Entry>, Error> {
-        let watch = Watch::Key { key: key.into(), seen };
+        let key = key.into();
+        let begun = self.now();
+        let first = self.wait_once(key.clone(), seen).await?;
+        let left = self.deadline.saturating_sub(self.now().since(begun));
+        match (first, seen) {
+            // Gone: what comes next is news, whatever its version.
+            (None, Some(_)) if !left.is_zero() => self.with_deadline(left).wait_once(key, None).await,
+            (first, _) => Ok(first),
+        }
+    }
+
+    async fn wait_once(&self, key: Vec<u8>, seen: Option<Version>) -> Result<Option<Entry>, Error> {
+        let watch = Watch::Key { key, seen };
         watch.check()?;
         Call::new(self, Action::Wait(watch)).run().await?.entry()
     }

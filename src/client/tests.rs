@@ -341,6 +341,23 @@ async fn every_operation_does_what_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_is_gone_is_waited_for_until_it_is_back() {
+    let net = Net::new();
+    let (client, other) = (net.client_drawing(1), net.client_drawing(2));
+    let seen = other.put("k", "1").await.unwrap();
+    other.delete("k").await.unwrap();
+    let asked = net.asked();
+    assert_eq!(client.with_deadline(500 * MS).wait_for_change("k", Some(seen)).await, Ok(None));
+    assert!(net.asked() < asked + 5, "asked {} times", net.asked() - asked);
+    let back = async {
+        sleep(100 * MS).await;
+        other.put("k", "2").await.unwrap()
+    };
+    let (found, version) = tokio::join!(client.wait_for_change("k", Some(seen)), back);
+    assert_eq!(found.unwrap().unwrap().version, version);
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_are_checked_before_anything_is_sent() {
     let net = Net::new();
     let error = net.client().put("k", vec![0; 2 << 20]).await.unwrap_err();

@@ -199,17 +199,17 @@ impl Operation {
     /// The key or lock that the operation is about, if any: it decides the partition.
     pub fn key(&self) -> Option<&[u8]> {
         match self {
-            Self::Acquire { name: key, .. }
-            | Self::Renew { name: key, .. }
-            | Self::Release { name: key, .. }
-            | Self::Proclaim { name: key, .. }
-            | Self::PutFenced { key, .. }
-            | Self::DeleteFenced { key, .. } => Some(key),
             Self::Put { key, .. }
             | Self::Delete { key }
             | Self::CompareAndSwap { key, .. }
             | Self::Increment { key, .. }
-            | Self::Expire { key, .. } => Some(key),
+            | Self::Expire { key, .. }
+            | Self::PutFenced { key, .. }
+            | Self::DeleteFenced { key, .. }
+            | Self::Acquire { name: key, .. }
+            | Self::Renew { name: key, .. }
+            | Self::Release { name: key, .. }
+            | Self::Proclaim { name: key, .. } => Some(key),
             Self::Advance | Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. } => None,
         }
     }

@@ -185,7 +185,7 @@ impl Lock {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Locks {
     // Invariant: each lock has a holder; without holders, nobody would have to wait.
-    locks: BTreeMap<Vec<u8>, Lock>,
+    by_name: BTreeMap<Vec<u8>, Lock>,
     // Invariant: (t, c) is among the holders of locks[n] exactly when places[c] has the name n and the token t;
     // (a, c) is among the waiters exactly when places[c] has the name n, the arrival a, and no token.
     places: BTreeMap<Claim, Place>,
@@ -228,7 +228,7 @@ impl Locks {
                 None => Reply::Queued { ahead: self.ahead(claim) },
             };
         }
-        let lock = self.locks.get(&name);
+        let lock = self.by_name.get(&name);
         let waiters = lock.map_or(0, |lock| lock.waiters.len());
         let at_once = waiters == 0 && lock.is_none_or(|lock| self.admits(lock, mode));
         if !at_once && !wait {
@@ -241,7 +241,7 @@ impl Locks {
         let expiry = after(now, lease_ms);
         let place = Place { name: name.clone(), mode, lease_ms, expiry, note, arrival: index, token: None };
         self.insert(claim, place);
-        self.locks.entry(name.clone()).or_insert_with(|| Lock::new(index)).waiters.insert((index, claim));
+        self.by_name.entry(name.clone()).or_insert_with(|| Lock::new(index)).waiters.insert((index, claim));
         self.serve(&name, index, now);
         match self.places.get(&claim).and_then(|place| place.token) {
             Some(token) => Reply::Granted { token },
@@ -281,7 +281,7 @@ impl Locks {
             Some((Some(token), place)) => {
                 self.bytes = self.bytes - place.note.len() + note.len();
                 place.note = note;
-                if let Some(lock) = self.locks.get_mut(name) {
+                if let Some(lock) = self.by_name.get_mut(name) {
                     lock.changed = index;
                 }
                 Reply::Granted { token }
@@ -317,7 +317,7 @@ impl Locks {
         let place = self.places.remove(&claim)?;
         self.bytes -= place.bytes();
         self.due.remove(&(place.expiry, claim));
-        if let Some(lock) = self.locks.get_mut(&place.name) {
+        if let Some(lock) = self.by_name.get_mut(&place.name) {
             match place.token {
                 Some(token) => {
                     lock.holders.remove(&(token, claim));
@@ -333,7 +333,7 @@ impl Locks {
 
     /// Grants a name to those who wait for it, from the front, as long as they fit.
     fn serve(&mut self, name: &[u8], index: Version, now: PartitionTime) {
-        while let Some(lock) = self.locks.get(name)
+        while let Some(lock) = self.by_name.get(name)
             && let Some((arrival, claim)) = lock.waiters.first().copied()
             && let Some(mode) = self.places.get(&claim).map(|place| place.mode)
             && self.admits(lock, mode)
@@ -347,14 +347,14 @@ impl Locks {
                 place.expiry = expiry;
                 place.token = Some(token);
             }
-            if let Some(lock) = self.locks.get_mut(name) {
+            if let Some(lock) = self.by_name.get_mut(name) {
                 lock.waiters.remove(&(arrival, claim));
                 lock.holders.insert((token, claim));
                 lock.changed = index;
             }
         }
-        if self.locks.get(name).is_some_and(|lock| lock.holders.is_empty() && lock.waiters.is_empty()) {
-            self.locks.remove(name);
+        if self.by_name.get(name).is_some_and(|lock| lock.holders.is_empty() && lock.waiters.is_empty()) {
+            self.by_name.remove(name);
         }
     }
 
@@ -380,7 +380,7 @@ impl Locks {
         let Some(place) = self.places.get(&claim) else {
             return 0;
         };
-        let Some(lock) = self.locks.get(&place.name) else {
+        let Some(lock) = self.by_name.get(&place.name) else {
             return 0;
         };
         let waiting = lock.waiters.range(..(place.arrival, claim)).count();
@@ -397,11 +397,11 @@ impl Locks {
 
     /// When a name's holders or their notes changed last; `None`: nobody holds it.
     pub(super) fn changed(&self, name: &[u8]) -> Option<Version> {
-        self.locks.get(name).map(|lock| lock.changed)
+        self.by_name.get(name).map(|lock| lock.changed)
     }
 
     pub(super) fn view(&self, name: &[u8], now: PartitionTime) -> Option<LockView> {
-        self.locks.get(name).map(|lock| self.view_of(lock, now))
+        self.by_name.get(name).map(|lock| self.view_of(lock, now))
     }
 
     fn view_of(&self, lock: &Lock, now: PartitionTime) -> LockView {
@@ -417,7 +417,7 @@ impl Locks {
     pub(super) fn page(&self, after: &[u8], limit: u32, now: PartitionTime) -> Answer {
         use std::ops::Bound;
         let start = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
-        let mut rest = self.locks.range::<[u8], _>((start, Bound::Unbounded)).peekable();
+        let mut rest = self.by_name.range::<[u8], _>((start, Bound::Unbounded)).peekable();
         let mut locks = Vec::new();
         let mut places = 0;
         while locks.len() < limit.min(MAX_LISTED) as usize
@@ -437,7 +437,7 @@ impl Locks {
     }
 
     pub(super) fn versions(&self) -> impl Iterator<Item = (&Vec<u8>, Version)> {
-        self.locks.iter().map(|(name, lock)| (name, lock.changed))
+        self.by_name.iter().map(|(name, lock)| (name, lock.changed))
     }
 
     pub(super) fn restore_last_token(&mut self, token: FencingToken) {
@@ -446,7 +446,7 @@ impl Locks {
 
     /// Puts back a lock from a snapshot, without holders and waiters yet.
     pub(super) fn restore_lock(&mut self, name: Vec<u8>, changed: Version) {
-        self.locks.insert(name, Lock::new(changed));
+        self.by_name.insert(name, Lock::new(changed));
     }
 
     /// Puts back a holder or waiter. `false`: it cannot have been there.
@@ -454,7 +454,7 @@ impl Locks {
         if self.places.contains_key(&claim) || place.token > Some(self.last_token) {
             return false;
         }
-        let Some(lock) = self.locks.get_mut(&place.name) else {
+        let Some(lock) = self.by_name.get_mut(&place.name) else {
             return false;
         };
         match place.token {
@@ -467,7 +467,7 @@ impl Locks {
 
     /// Whether what was put back can have been: no lock without a holder.
     pub(super) fn is_whole(&self) -> bool {
-        self.locks.values().all(|lock| !lock.holders.is_empty())
+        self.by_name.values().all(|lock| !lock.holders.is_empty())
     }
 }
 

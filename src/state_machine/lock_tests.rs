@@ -235,7 +235,8 @@ fn a_lower_token_is_refused_also_after_a_delete() {
     assert_eq!(partition.run(put(4)), fenced(5));
     assert_eq!(partition.run(delete(4)), fenced(5));
     assert_eq!(partition.run(delete(6)), Reply::Deleted { existed: true });
-    assert!(partition.state.len() == 0 && !partition.state.is_empty());
+    // Without a key, and yet not empty.
+    assert_eq!((partition.state.len(), partition.state.is_empty()), (0, false));
     partition.state = StateMachine::restore(&partition.state.snapshot()).unwrap();
     assert_eq!(partition.run(put(5)), fenced(6));
     assert_eq!(partition.run(Operation::Seal { into: SwarmId(1), attempt: 1, epoch: None }), Reply::NotEmpty);
@@ -256,16 +257,13 @@ fn a_partition_with_a_lock_is_not_sealed() {
 #[test]
 fn the_queue_of_a_name_is_bounded() {
     let mut partition = Partition::default();
-    let waiters = MAX_WAITERS as u64;
+    let (waiters, ahead) = (MAX_WAITERS as u64, u32::try_from(MAX_WAITERS).unwrap());
     for number in 0..=waiters {
         partition.acquire(number, LockMode::Exclusive);
     }
     assert_eq!(partition.acquire(waiters + 1, LockMode::Exclusive), Reply::TooManyLocks);
     partition.release(0);
-    assert_eq!(partition.acquire(waiters + 1, LockMode::Exclusive), Reply::Queued { ahead: count() });
-    fn count() -> u32 {
-        u32::try_from(MAX_WAITERS).unwrap()
-    }
+    assert_eq!(partition.acquire(waiters + 1, LockMode::Exclusive), Reply::Queued { ahead });
 }
 
 #[test]

@@ -200,8 +200,7 @@ impl StateMachine {
     /// The answer to a wait, if what it waits for is so.
     pub fn look(&self, watch: &Watch) -> Option<Answer> {
         match watch {
-            // A key that is gone is no news: there is nothing to answer with.
-            Watch::Key { key, seen } if self.version(key).is_some_and(|version| Some(version) != *seen) => {
+            Watch::Key { key, seen } if self.version(key) != *seen => {
                 Some(Answer::Entry(self.keys.entry(key, self.time)))
             }
             Watch::Place { claim, .. } => match self.locks.place_state(*claim) {

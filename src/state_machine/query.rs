@@ -108,7 +108,7 @@ pub enum Answer {
 /// A change to wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Watch {
-    /// A key is there in another version than `seen`. Answered by [`Answer::Entry`].
+    /// A key is not at the version `seen`, or gone. Answered by [`Answer::Entry`].
     Key {
         /// The key.
         #[serde(with = "serde_bytes")]

@@ -14,6 +14,7 @@
 //!
 //! Running out of steps is a verdict of its own, [`Verdict::GaveUp`], and no pass.
 
+pub(crate) mod locks;
 mod search;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ mod cut;
 mod hostile;
 mod judge;
 mod load;
+mod locks;
 mod movement;
 mod network;
 mod process;
