@@ -12,10 +12,13 @@
 //! - [`client`]: the typed API;
 //! - [`node`]: all of it assembled into a running process;
 //! - [`cli`]: the command line.
+//!
+//! How it works and why it may be relied upon, as text: [`docs`].
 
 pub mod cli;
 pub mod client;
 pub mod codec;
+pub mod docs;
 pub mod id;
 pub mod membership;
 pub mod net;

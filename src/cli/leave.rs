@@ -9,9 +9,12 @@ use super::exit::{Code, Failure};
 use super::inspect::{choose, name};
 use super::render::Output;
 use crate::client::Error;
+use crate::membership::MemberState;
 
 /// Between two looks at how far the node is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long one look may take: a node that is gone does not answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// `leave`.
 #[derive(Debug)]
@@ -47,22 +50,36 @@ impl Leave {
             },
         };
         client.leave(node).await?;
+        let soon = client.with_deadline(ANSWER_LIMIT);
         let mut before = None;
         loop {
-            match client.status(node).await {
-                Ok(status) => {
-                    let remaining = status.replicas.len();
-                    if before != Some(remaining) {
-                        before = Some(remaining);
-                        output.answer(
-                            || format!("{} is leaving: {remaining} replicas to hand over", name(node)),
-                            || json!({"event": "draining", "node": node.to_string(), "remaining": remaining}),
-                        )?;
+            // The others know at once when it has left; the last of a swarm is gone when nobody is linked.
+            match soon.view().await {
+                Ok(view) => match view.members.iter().find(|member| member.node == node) {
+                    Some(member) if member.state == MemberState::Dead => {
+                        return Err(Failure::other(
+                            "it died while it was leaving: what only it held is lost",
+                        ));
+                    }
+                    Some(member) if member.state != MemberState::Left => {}
+                    _ => break,
+                },
+                Err(Error::Unreachable | Error::TimedOut | Error::NotServing) => {
+                    if session.linked_node().is_none() {
+                        break;
                     }
                 }
-                // It is gone when it does not answer any more.
-                Err(Error::Unreachable | Error::TimedOut | Error::NotServing) => break,
                 Err(error) => return Err(error.into()),
+            }
+            if let Ok(status) = soon.status(node).await {
+                let remaining = status.replicas.len();
+                if before != Some(remaining) {
+                    before = Some(remaining);
+                    output.answer(
+                        || format!("{} is leaving: {remaining} replicas to hand over", name(node)),
+                        || json!({"event": "draining", "node": node.to_string(), "remaining": remaining}),
+                    )?;
+                }
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

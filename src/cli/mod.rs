@@ -1,7 +1,7 @@
 //! The command line: text -> clap's arguments -> typed arguments -> one command -> exit code.
 //!
-//! [`args`] is the only place that knows clap. Each command, or family of commands, has a file with its typed
-//! arguments and what it does; [`render`] writes answers, [`exit`] says what went wrong, in one line that tells
+//! `args` is the only place that knows clap. Each command, or family of commands, has a file with its typed
+//! arguments and what it does; `render` writes answers, `exit` says what went wrong, in one line that tells
 //! whether anything was changed and what to do.
 
 mod args;

@@ -103,6 +103,11 @@ pub enum Output {
     },
     /// A member is new, changed its state, or says something new of itself.
     Changed(Change),
+    /// A member that is long dead or gone is remembered no longer.
+    Forgotten {
+        /// Who.
+        node: NodeId,
+    },
 }
 
 /// A change of a member; this node itself included.

@@ -576,6 +576,13 @@ impl Membership {
                 Some(record) if was_departed => record.forget_at,
                 _ => forget_at.get(&identity.node).copied().unwrap_or(now + self.config.remember_departed),
             };
+            // Of a member that departed before we heard of it, the news says how long ago that was.
+            let member = match before {
+                None if !state.is_present() => {
+                    Member { since: forget_at - self.config.remember_departed, ..member }
+                }
+                _ => member,
+            };
             if !says_the_same {
                 self.outputs.push_back(Output::Changed(Change { member: member.clone(), before }));
             }
@@ -598,6 +605,7 @@ impl Membership {
                 break;
             }
             if let Some(record) = self.records.remove(&node) {
+                self.outputs.push_back(Output::Forgotten { node });
                 let timer = Timer::RemoveDown(Identity::named(node, record.member.incarnation));
                 let result = self.foca.handle_timer(timer, &mut self.effects);
                 log_refused("forgetting", result);

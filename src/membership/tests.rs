@@ -142,6 +142,7 @@ impl Swarm {
         while let Some(output) = self.nodes[index].as_mut().and_then(Membership::poll_output) {
             match output {
                 Output::Changed(change) => self.changes.push((self.now, index, change)),
+                Output::Forgotten { .. } => {}
                 Output::Send { to, bytes } => {
                     self.messages += 1;
                     self.bytes += bytes.len() as u64;

@@ -459,6 +459,11 @@ impl Net {
         self.shared.kill.cancel();
     }
 
+    /// Cuts everything at once, as the end of the process would.
+    pub fn abort(&self) {
+        self.shared.kill.cancel();
+    }
+
     fn link(&self, node: NodeId) -> Option<Arc<Link>> {
         self.shared.registry.link(node)
     }

@@ -34,6 +34,11 @@ const DIAL_LIMIT: Duration = Duration::from_secs(2);
 const ADMISSION_LIMIT: Duration = Duration::from_secs(5);
 /// How long the system may take to name the addresses that it listens at.
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a listener on all interfaces waits for the first that others reach, if there is one: the system names
+/// the loopback interface first or last, as it likes, and who we are told to be is told by these addresses.
+const INTERFACES_LIMIT: Duration = Duration::from_millis(250);
+/// How long nothing new must be named until all interfaces are taken to be known.
+const INTERFACES_QUIET: Duration = Duration::from_millis(20);
 /// How long a refused connection stays open so that the other side reads why.
 const LINGER: Duration = Duration::from_millis(250);
 /// How long the links have to say goodbye.
@@ -218,7 +223,34 @@ impl SwarmTask {
             }
             self.handle(event);
         }
+        if parsed.iter().any(|(ip, _)| ip.is_unspecified()) {
+            self.hear_of_all_interfaces().await;
+        }
         Ok(())
+    }
+
+    /// A listener on all interfaces gets to know them one by one.
+    async fn hear_of_all_interfaces(&mut self) {
+        let limit = Instant::now() + INTERFACES_LIMIT;
+        loop {
+            let until =
+                if self.is_reachable() { limit.min(Instant::now() + INTERFACES_QUIET) } else { limit };
+            match tokio::time::timeout_at(until, self.swarm.select_next_some()).await {
+                Ok(event) => self.handle(event),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Whether it listens at an address that other machines can mean.
+    fn is_reachable(&self) -> bool {
+        let is_loopback = |address: &Multiaddr| match address.iter().next() {
+            Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+            Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+            _ => false,
+        };
+        let listening = self.shared.listening.read().unwrap_or_else(PoisonError::into_inner);
+        listening.iter().any(|address| !is_loopback(address))
     }
 
     /// Binds all addresses or none; those without a port to `port`.
@@ -309,7 +341,7 @@ impl SwarmTask {
                 }
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
-                self.handle_failed_visit(&send_back_addr, &error)
+                self.handle_failed_visit(&send_back_addr, &error);
             }
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");

@@ -11,9 +11,9 @@ impl Clock {
     #[expect(clippy::unused_self, reason = "the other platforms keep a start")]
     pub(crate) fn now(self) -> Timestamp {
         // Linux's monotonic clock stands still in suspend; macOS's and the BSDs' does not.
-        #[cfg(target_os = "linux")]
+        #[cfg(any(target_os = "linux", target_os = "android"))]
         const COUNTS_SUSPEND: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-        #[cfg(not(target_os = "linux"))]
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
         const COUNTS_SUSPEND: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
         let time = rustix::time::clock_gettime(COUNTS_SUSPEND);
         let micros = time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() / 1000;

@@ -24,8 +24,15 @@ const MERGE_RETRY: Duration = Duration::from_secs(2);
 /// Time after which an attempt of which no end was reported is given up.
 const MERGE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Most dissolved swarms remembered.
-const MAX_DISSOLVED: usize = 64;
+/// Most other swarms remembered: dissolved ones, and those that stay apart.
+const MAX_OTHER_SWARMS: usize = 64;
+/// How often a node says hello again: a hello may be lost in a full queue, and without it a peer is not heard.
+/// As often it looks whether anything hangs.
+const HELLO_INTERVAL: Duration = Duration::from_secs(5);
+/// How long at least to look for a swarm after the first one is no more: others know of one, or do the same.
+const SECOND_WINDOW: Duration = Duration::from_secs(5);
+/// Seals older than this were left behind by an attempt that did not end, and are broken.
+const SEAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a node must know to begin.
 #[derive(Debug, Clone)]
@@ -65,10 +72,20 @@ pub(super) enum Output {
     Forget { node: NodeId },
     /// Tell whoever runs the node.
     Event(NodeEvent),
-    /// Try to dissolve this swarm into another; report with [`Core::merged`].
-    Merge { from: SwarmId, partitions: u32, into: SwarmId, attempt: u128 },
+    /// Seal all partitions of this swarm, in order to dissolve it into another or, unless it has dissolved
+    /// already, to break all seals; report with [`Core::merged`].
+    Seal { from: SwarmId, partitions: u32, into: SwarmId, attempt: u128, purpose: Purpose },
     /// This node has left its swarm; nothing more will come.
     Left,
+}
+
+/// Why a swarm is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It gives way to another.
+    Dissolve,
+    /// Seals were left behind: sealed anew, all are this node's to break.
+    Break,
 }
 
 /// A linked peer.
@@ -99,6 +116,11 @@ pub(super) struct Core {
     /// Whether the swarm is not known to hold a key; see `merge`.
     empty: bool,
     next_merge: Timestamp,
+    next_hello: Timestamp,
+    /// Since when a partition on this node is sealed and no other swarm is linked.
+    sealed_since: Option<Timestamp>,
+    /// Whether the last look found that all others have left without handing anything over.
+    deserted: bool,
     /// Swarms of our name that hold data as ours does, of which the user was told.
     told_apart: BTreeSet<SwarmId>,
     /// Swarms that this node was a member of and that dissolved, and into which: never joined again.
@@ -118,6 +140,9 @@ impl Core {
             stage: Stage::Searching(founding),
             empty: true,
             next_merge: now,
+            next_hello: now + HELLO_INTERVAL,
+            sealed_since: None,
+            deserted: false,
             told_apart: BTreeSet::new(),
             dissolved: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -213,6 +238,11 @@ impl Core {
         }
     }
 
+    /// Whether it is known that this node listens there.
+    pub(super) fn listens_at(&self, address: &str) -> bool {
+        self.config.addresses.iter().any(|known| known == address)
+    }
+
     /// Where this node listens has changed.
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>, ticket: String, now: Timestamp) {
         self.config.ticket = ticket;
@@ -238,6 +268,7 @@ impl Core {
             self.dissolve(into, now);
         } else {
             self.next_merge = now + MERGE_RETRY;
+            self.sealed_since = None;
         }
     }
 
@@ -250,6 +281,12 @@ impl Core {
 
     /// Time has passed.
     pub(super) fn handle_deadline(&mut self, now: Timestamp) {
+        if self.next_hello <= now {
+            self.next_hello = now + HELLO_INTERVAL;
+            self.say_hello();
+            self.look_for_seals(now);
+            self.look_for_desertion(now);
+        }
         if let Stage::Serving(swarm) = &mut self.stage {
             swarm.handle_deadline(now);
         }
@@ -261,12 +298,12 @@ impl Core {
     pub(super) fn next_deadline(&self, now: Timestamp) -> Timestamp {
         match &self.stage {
             Stage::Searching(founding) => match founding.decide(now) {
-                Decision::Wait(until) => until,
+                Decision::Wait(until) => until.min(self.next_hello),
                 Decision::Found | Decision::Join { .. } => now,
             },
             Stage::Serving(swarm) => {
                 let merge = self.swarm_to_give_way_to().map_or(Timestamp::NEVER, |_| self.next_merge);
-                swarm.next_deadline().min(merge)
+                swarm.next_deadline().min(merge).min(self.next_hello)
             }
             Stage::Left => Timestamp::NEVER,
         }
@@ -398,6 +435,9 @@ impl Core {
         }
         let Stage::Serving(swarm) = &self.stage else { return };
         let (ours, partitions) = (swarm.id(), swarm.partitions());
+        if self.told_apart.len() >= MAX_OTHER_SWARMS {
+            self.told_apart.pop_first();
+        }
         if !self.empty && !their_empty && self.told_apart.insert(theirs) {
             self.outputs.push_back(Output::Event(NodeEvent::Apart { ours, theirs }));
         }
@@ -406,33 +446,73 @@ impl Core {
         {
             self.next_merge = now + MERGE_PATIENCE;
             let attempt = self.rng.random();
-            self.outputs.push_back(Output::Merge { from: ours, partitions, into, attempt });
+            let purpose = Purpose::Dissolve;
+            self.outputs.push_back(Output::Seal { from: ours, partitions, into, attempt, purpose });
         }
     }
 
-    fn dissolve(&mut self, into: SwarmId, now: Timestamp) {
-        let Some(from) = self.swarm_id() else { return };
-        if let Stage::Serving(swarm) = &mut self.stage {
-            swarm.dissolve(&mut self.outputs, now);
+    /// Seals that no attempt will take over, because no other swarm is linked, are broken after a while.
+    fn look_for_seals(&mut self, now: Timestamp) {
+        let Stage::Serving(swarm) = &self.stage else { return };
+        let Some(into) = swarm.sealed().filter(|_| self.other_swarm().is_none()) else {
+            self.sealed_since = None;
+            return;
+        };
+        if now.since(*self.sealed_since.get_or_insert(now)) >= SEAL_PATIENCE && self.next_merge <= now {
+            let (from, partitions) = (swarm.id(), swarm.partitions());
+            self.next_merge = now + MERGE_PATIENCE;
+            let attempt = self.rng.random();
+            let purpose = Purpose::Break;
+            self.outputs.push_back(Output::Seal { from, partitions, into, attempt, purpose });
         }
-        self.outputs.push_back(Output::Event(NodeEvent::Dissolved { from, into }));
-        if self.dissolved.len() >= MAX_DISSOLVED {
-            self.dissolved.pop_first();
+    }
+
+    /// A node that joined while the last member was leaving was handed nothing, and nobody is left to ask.
+    fn look_for_desertion(&mut self, now: Timestamp) {
+        let Stage::Serving(swarm) = &self.stage else { return };
+        let deserted = swarm.is_deserted();
+        if std::mem::replace(&mut self.deserted, deserted) && deserted {
+            self.search(now);
+            self.outputs.push_back(Output::Event(NodeEvent::Looking));
         }
-        self.dissolved.insert(from, into);
-        let mut founding = Founding::new(self.me, self.config.joining, self.config.discovery_window, now);
-        for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.member) {
+    }
+
+    /// Looks for a swarm from the beginning.
+    fn search(&mut self, now: Timestamp) {
+        let window = self.config.discovery_window.max(SECOND_WINDOW);
+        let mut founding = Founding::new(self.me, self.config.joining, window, now);
+        for (node, peer) in self.peers.iter().filter(|(_, peer)| peer.member) {
             founding.peer_up(*node, now);
-            // Its fellows will dissolve as well and say so; until then the old swarm must not be joined again.
-            peer.hello.take_if(|hello| hello.swarm() == Some(from));
             if let Some(hello) = &peer.hello {
                 founding.hello(*node, hello.clone(), now);
             }
         }
         self.stage = Stage::Searching(founding);
         self.empty = true;
+        self.deserted = false;
+        self.sealed_since = None;
         self.next_merge = now;
         self.say_hello();
+    }
+
+    fn dissolve(&mut self, into: SwarmId, now: Timestamp) {
+        let Stage::Serving(swarm) = &mut self.stage else { return };
+        let from = swarm.id();
+        let leaving = swarm.is_leaving();
+        swarm.dissolve(&mut self.outputs, now);
+        self.outputs.push_back(Output::Event(NodeEvent::Dissolved { from, into }));
+        if leaving {
+            return self.left();
+        }
+        if self.dissolved.len() >= MAX_OTHER_SWARMS {
+            self.dissolved.pop_first();
+        }
+        self.dissolved.insert(from, into);
+        for peer in self.peers.values_mut() {
+            // Its fellows will dissolve as well and say so; until then the old swarm must not be joined again.
+            peer.hello.take_if(|hello| hello.swarm() == Some(from));
+        }
+        self.search(now);
     }
 
     fn left(&mut self) {
@@ -443,12 +523,14 @@ impl Core {
 
     fn hello(&self) -> Hello {
         let state = match &self.stage {
-            Stage::Searching(_) | Stage::Left => SwarmState::Unfounded { joining: self.config.joining },
+            Stage::Searching(_) => SwarmState::Unfounded { joining: self.config.joining },
+            // Nobody must wait for this node to found.
+            Stage::Left => SwarmState::Unfounded { joining: true },
             Stage::Serving(swarm) => {
                 SwarmState::Founded { swarm: swarm.id(), partitions: swarm.partitions() }
             }
         };
-        Hello { state, addresses: self.config.addresses.clone(), empty: self.empty }
+        Hello { state, empty: self.empty }
     }
 
     fn say_hello(&mut self) {

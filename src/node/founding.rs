@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn hello(state: SwarmState, empty: bool) -> Hello {
-        Hello { state, addresses: Vec::new(), empty }
+        Hello { state, empty }
     }
 
     fn founded(id: u128, empty: bool) -> Hello {

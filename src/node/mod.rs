@@ -1,9 +1,9 @@
 //! A running node: everything below, assembled.
 //!
-//! [`Core`](core::Core) is the whole node without I/O; [`runtime`] drives it with links, a clock and randomness;
-//! [`builder`] makes both from what the user says, with the help of the machine's runtime directory
-//! ([`rendezvous`]). Inside the core: [`founding`] finds or makes the swarm, [`swarm`] is the part in it, and
-//! [`reconcile`] moves replicas to where the ring wants them; [`merge`] dissolves an empty swarm into another.
+//! `Core` is the whole node without I/O; `runtime` drives it with links, a clock and randomness;
+//! `builder` makes both from what the user says, with the help of the machine's runtime directory
+//! (`rendezvous`). Inside the core: `founding` finds or makes the swarm, `swarm` is the part in it, and
+//! `reconcile` moves replicas to where the ring wants them; `merge` dissolves an empty swarm into another.
 
 mod builder;
 mod clock;
@@ -124,8 +124,8 @@ impl Node {
         let mut swarm = self.shared.swarm.subscribe();
         let stop = self.shared.stop.clone();
         self.tasks().spawn(async move {
-            let found = swarm.wait_for(Option::is_some);
-            drop(tokio::time::timeout(LOOKING_LIMIT, found).await);
+            let found = tokio::time::timeout(LOOKING_LIMIT, swarm.wait_for(Option::is_some));
+            drop(stop.run_until_cancelled(found).await);
             drop(lock);
             stop.cancelled().await;
             drop(registered);
@@ -217,5 +217,13 @@ impl Node {
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Node {
+    /// As a crash: also clients that live on lose their links.
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+        self.rpc.net.abort();
     }
 }

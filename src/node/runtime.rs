@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::builder::make_ticket;
 use super::clock::Clock;
-use super::core::{Core, Output};
+use super::core::{Core, Output, Purpose};
 use super::event::NodeEvent;
 use super::merge;
 use super::rpc::NodeRpc;
@@ -313,6 +313,11 @@ impl Runtime {
                 () = tokio::time::sleep(wait) => {}
             }
             self.notice_sleep().await;
+            // Whatever else is ready, also when inputs never cease.
+            while self.forwards.try_join_next().is_some() {}
+            while let Ok(event) = self.net_events.try_recv() {
+                self.net_event(event);
+            }
             // Links first: what a link delivers is queued after its coming up was noted.
             self.handle_links();
             for input in inputs.drain(..) {
@@ -364,11 +369,12 @@ impl Runtime {
                 drop(held);
             }
             Input::Merged { from, into, result } => match result {
-                merge::Merged::Sealed => self.core.merged(from, into, true, now),
-                merge::Merged::HoldsData => {
+                merge::Merged::Dissolved { into } => self.core.merged(from, into, true, now),
+                merge::Merged::HoldsData if self.core.swarm_id() == Some(from) => {
                     self.core.holds_data();
                     self.core.merged(from, into, false, now);
                 }
+                merge::Merged::HoldsData => {}
                 merge::Merged::Failed => self.core.merged(from, into, false, now),
             },
             Input::Leave => self.core.leave(now),
@@ -399,14 +405,17 @@ impl Runtime {
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),
                 Output::Event(event) => self.event(event),
-                Output::Merge { from, partitions, into, attempt } => {
-                    self.merge(from, partitions, into, attempt);
+                Output::Seal { from, partitions, into, attempt, purpose } => {
+                    self.seal(from, partitions, into, attempt, purpose);
                 }
                 Output::Left => self.shared.left.cancel(),
             }
         }
         let swarm = self.core.swarm_id();
-        self.shared.swarm.send_if_modified(|known| std::mem::replace(known, swarm) != swarm);
+        if self.shared.swarm.send_if_modified(|known| std::mem::replace(known, swarm) != swarm) {
+            // What was begun for one swarm must not go on in another.
+            self.merging.abort_all();
+        }
     }
 
     fn event(&self, event: NodeEvent) {
@@ -438,10 +447,20 @@ impl Runtime {
         });
     }
 
-    fn merge(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128) {
+    fn seal(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128, purpose: Purpose) {
+        while self.merging.try_join_next().is_some() {}
+        if !self.merging.is_empty() {
+            // One at a time; an attempt has bounded steps.
+            self.core.merged(from, into, false, self.clock.now());
+            return;
+        }
         let rpc = self.rpc.clone();
         self.merging.spawn(async move {
-            let result = merge::seal_all(&rpc, from, partitions, into, attempt).await;
+            let attempt = merge::Attempt { rpc: &rpc, from, partitions, into, attempt };
+            let result = match purpose {
+                Purpose::Dissolve => attempt.dissolve().await,
+                Purpose::Break => attempt.break_seals().await,
+            };
             drop(rpc.inputs.send(Input::Merged { from, into, result }).await);
         });
     }
@@ -453,6 +472,11 @@ impl Runtime {
             }
             NetEvent::Refused { address, reason } => self.event(NodeEvent::Refused { address, reason }),
             NetEvent::NewListenAddress(_) | NetEvent::ListenAddressGone(_) => {
+                if let NetEvent::NewListenAddress(address) = event
+                    && !self.core.listens_at(&address)
+                {
+                    self.event(NodeEvent::Listening(address));
+                }
                 let addresses = self.net.listen_addresses();
                 let ticket = make_ticket(&self.name, self.secret.as_ref(), &addresses);
                 self.core.set_addresses(addresses, ticket, self.clock.now());
@@ -537,7 +561,7 @@ mod tests {
     #[test]
     fn a_visitor_may_not_seal() {
         let (inlet, _inbox) = inlet();
-        let seal = write(Operation::Seal { into: SwarmId(2), attempt: 1 });
+        let seal = write(Operation::Seal { into: SwarmId(2), attempt: 1, epoch: None });
         assert!(matches!(ask(&inlet, Role::Visitor, &seal), Some(Response::Refused(Refusal::BadRequest(_)))));
         assert_eq!(ask(&inlet, Role::Member, &seal), None);
         assert_eq!(ask(&inlet, Role::Visitor, &put(1)), None);

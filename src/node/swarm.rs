@@ -17,7 +17,7 @@ use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
 use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
 use crate::ring::{PartitionCount, Ring};
-use crate::state_machine::Query;
+use crate::state_machine::{Operation, Query};
 use crate::time::Timestamp;
 use crate::wire::{
     Consistency, MAX_WAIT_MS, MemberView, Message, PartitionStatus, Refusal, Request, Response, SwarmView,
@@ -61,11 +61,43 @@ pub(super) struct Swarm {
     reconcile_at: Timestamp,
     /// When leadership of a group was last handed over by this node.
     transferred: BTreeMap<PartitionId, Timestamp>,
-    /// Waiting requests by the time at which they are answered `Unchanged`.
-    waits: BTreeSet<(Timestamp, u64)>,
+    waits: Waits,
+    /// Whether the members that count may have changed since the ring was made.
+    stale_ring: bool,
     /// `Some` while leaving: the number of replicas told last.
     leaving: Option<usize>,
     outputs: VecDeque<Output>,
+}
+
+/// Requests that wait for a key to change, by the time at which they are answered `Unchanged`.
+#[derive(Debug, Default)]
+struct Waits {
+    // Invariant: both hold the same requests.
+    by_time: BTreeSet<(Timestamp, u64)>,
+    by_tag: BTreeMap<u64, Timestamp>,
+}
+
+impl Waits {
+    fn insert(&mut self, due: Timestamp, tag: u64) {
+        self.by_time.insert((due, tag));
+        self.by_tag.insert(tag, due);
+    }
+
+    fn remove(&mut self, tag: u64) {
+        if let Some(due) = self.by_tag.remove(&tag) {
+            self.by_time.remove(&(due, tag));
+        }
+    }
+
+    fn next_due(&self) -> Timestamp {
+        self.by_time.first().map_or(Timestamp::NEVER, |(due, _)| *due)
+    }
+
+    fn pop_due(&mut self, now: Timestamp) -> Option<u64> {
+        let (_, tag) = self.by_time.first().copied().filter(|(due, _)| *due <= now)?;
+        self.remove(tag);
+        Some(tag)
+    }
 }
 
 /// Who can serve a partition.
@@ -107,7 +139,8 @@ impl Swarm {
             new_leads: BTreeSet::new(),
             reconcile_at: now,
             transferred: BTreeMap::new(),
-            waits: BTreeSet::new(),
+            waits: Waits::default(),
+            stale_ring: false,
             leaving: None,
             outputs: VecDeque::new(),
         }
@@ -180,8 +213,7 @@ impl Swarm {
     pub(super) fn handle_deadline(&mut self, now: Timestamp) {
         self.membership.handle_deadline(now);
         self.driver.handle_deadline(now);
-        while let Some((due, tag)) = self.waits.first().copied().filter(|(due, _)| *due <= now) {
-            self.waits.remove(&(due, tag));
+        while let Some(tag) = self.waits.pop_due(now) {
             self.driver.cancel(tag);
             self.respond(tag, Response::Unchanged);
         }
@@ -201,8 +233,8 @@ impl Swarm {
     // -- outputs --
 
     pub(super) fn next_deadline(&self) -> Timestamp {
-        let wait = self.waits.first().map_or(Timestamp::NEVER, |(due, _)| *due);
-        self.membership.next_deadline().min(self.driver.next_deadline()).min(self.reconcile_at).min(wait)
+        let driver = self.driver.next_deadline();
+        self.membership.next_deadline().min(driver).min(self.reconcile_at).min(self.waits.next_due())
     }
 
     /// Collects what there is to do; returns whether this node has left.
@@ -221,6 +253,20 @@ impl Swarm {
 
     pub(super) fn partitions(&self) -> u32 {
         self.partitions.get()
+    }
+
+    /// The swarm that this one was to dissolve into, if a partition on this node is sealed.
+    pub(super) fn sealed(&self) -> Option<SwarmId> {
+        self.driver.replicas().find_map(|partition| self.driver.state(partition)?.sealed())
+    }
+
+    /// Whether all others have left without handing anything to this node: there is no swarm here any more.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.driver.replicas().next().is_none()
+            && self
+                .membership
+                .members()
+                .all(|member| member.node == self.me || member.state == MemberState::Left)
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -289,11 +335,11 @@ impl Swarm {
                 }
             }
             Request::Wait { partition, key, seen, timeout_ms, .. } => {
-                if self.waits.len() >= MAX_WAITS {
+                if self.waits.by_tag.len() >= MAX_WAITS {
                     return Err(Response::Refused(Refusal::Overloaded));
                 }
                 let timeout = Duration::from_millis(u64::from(timeout_ms.min(MAX_WAIT_MS)));
-                self.waits.insert((now + timeout, tag));
+                self.waits.insert(now + timeout, tag);
                 self.driver.wait(partition, tag, key, seen, now);
             }
             Request::View | Request::Status | Request::Ticket | Request::Leave => {}
@@ -309,15 +355,26 @@ impl Swarm {
         let key = match request {
             Request::Write { operation, .. } => {
                 operation.check().map_err(|error| error.to_string())?;
+                if matches!(operation, Operation::Seal { into, .. } if *into == self.id) {
+                    return Err("a swarm does not dissolve into itself".to_owned());
+                }
                 if operation.key().is_none() && !operation.is_administrative() {
                     return Err("only a leader proposes this".to_owned());
                 }
                 operation.key()
             }
-            Request::Read { query: Query::Get { key }, .. } | Request::Wait { key, .. } => {
+            Request::Read { query, .. } => {
+                query.check().map_err(|error| error.to_string())?;
+                match query {
+                    Query::Get { key } => Some(key.as_slice()),
+                    Query::Scan { .. } => None,
+                }
+            }
+            Request::Wait { key, .. } => {
+                Query::Get { key: key.clone() }.check().map_err(|error| error.to_string())?;
                 Some(key.as_slice())
             }
-            _ => None,
+            Request::View | Request::Status | Request::Ticket | Request::Leave => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {
@@ -401,12 +458,16 @@ impl Swarm {
                     let message = Message::Gossip { swarm: self.id, bytes };
                     self.outputs.push_back(Output::Send { to, message });
                 }
-                membership::Output::Changed(change) => self.member_changed(&change, now),
+                membership::Output::Changed(change) => self.member_changed(&change),
+                membership::Output::Forgotten { node } => self.outputs.push_back(Output::Forget { node }),
             }
+        }
+        if std::mem::take(&mut self.stale_ring) {
+            self.place(now);
         }
     }
 
-    fn member_changed(&mut self, change: &Change, now: Timestamp) {
+    fn member_changed(&mut self, change: &Change) {
         let member = &change.member;
         if member.node != self.me {
             self.outputs.push_back(if member.state == MemberState::Left {
@@ -418,7 +479,7 @@ impl Swarm {
                 self.outputs.push_back(Output::Event(event));
             }
         }
-        self.place(now);
+        self.stale_ring = true;
     }
 
     fn member_event(&self, change: &Change) -> Option<NodeEvent> {
@@ -489,9 +550,7 @@ impl Swarm {
     }
 
     fn outcome(&mut self, tag: u64, outcome: Outcome) {
-        if !self.waits.is_empty() {
-            self.waits.retain(|(_, waiting)| *waiting != tag);
-        }
+        self.waits.remove(tag);
         let response = match outcome {
             Outcome::Reply(reply) => Response::Reply(reply),
             Outcome::Answer { answer, stale } => Response::Answer { answer, stale },

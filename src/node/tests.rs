@@ -50,6 +50,8 @@ struct World {
     left: BTreeSet<NodeId>,
     next_tag: u64,
     writes: u64,
+    /// The next hello from the first to the second is lost.
+    lose_hello: Option<(NodeId, NodeId)>,
 }
 
 impl World {
@@ -69,6 +71,7 @@ impl World {
             left: BTreeSet::new(),
             next_tag: 0,
             writes: 0,
+            lose_hello: None,
         }
     }
 
@@ -310,6 +313,11 @@ impl World {
                     self.drain(at);
                 }
             }
+            Event::Message { from, to, message: Message::Hello(_) }
+                if self.lose_hello == Some((from, to)) =>
+            {
+                self.lose_hello = None;
+            }
             Event::Message { from, to, message } => {
                 if linked(&self.links, from, to)
                     && let Some(core) = self.nodes.get_mut(&to)
@@ -357,7 +365,7 @@ impl World {
                 Output::Event(event) => self.events.entry(node).or_default().push(event),
                 Output::Left => drop(self.left.insert(node)),
                 // Links stay up by themselves here, and merging is tested on real nodes.
-                Output::Keep { .. } | Output::Forget { .. } | Output::Merge { .. } => {}
+                Output::Keep { .. } | Output::Forget { .. } | Output::Seal { .. } => {}
             }
         }
     }
@@ -497,6 +505,86 @@ fn a_node_told_to_join_waits_until_there_is_a_swarm() {
     assert_eq!(world.swarms(), BTreeSet::from([None]));
     world.start();
     world.settle();
+}
+
+#[test]
+fn a_lost_hello_is_said_again() {
+    let mut world = World::new(5);
+    let nodes = world.swarm(2);
+    let third = world.start();
+    world.lose_hello = Some((nodes[0], third));
+    world.settle();
+    assert_eq!(world.lose_hello, None);
+}
+
+#[test]
+fn nobody_waits_for_a_node_that_has_left_to_found() {
+    let mut world = World::new(3);
+    let gone = world.start();
+    world.settle();
+    let now = world.now;
+    world.nodes.get_mut(&gone).unwrap().leave(now);
+    world.drain(gone);
+    // Newcomers until one would wait for it: only the smallest of the swarmless founds.
+    let newcomer = loop {
+        let newcomer = world.start();
+        if newcomer > gone {
+            break newcomer;
+        }
+        world.kill(newcomer);
+    };
+    world.run(Duration::from_secs(5));
+    assert!(world.nodes[&newcomer].swarm_id().is_some());
+}
+
+#[test]
+fn a_joiner_does_not_place_anything_on_the_long_dead() {
+    let mut world = World::new(1);
+    let mut nodes = world.swarm(4);
+    let victim = nodes.remove(1);
+    world.kill(victim);
+    world.run(Duration::from_secs(60));
+    world.settle();
+    let joiner = world.start();
+    for _ in 0..50 {
+        world.run(Duration::from_millis(100));
+        let Some(Response::View(view)) = world.call(joiner, Request::View) else { continue };
+        assert!(!view.members.iter().any(|member| member.node == victim && member.on_ring));
+    }
+    world.settle();
+}
+
+#[test]
+fn a_crash_at_the_end_of_a_move_leaves_every_partition_a_quorum() {
+    // The worst moment: a leader has just dropped a voter and dies before the others heard of it.
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        let nodes = world.swarm(4);
+        world.kill(nodes[1]);
+        world.run(Duration::from_secs(5));
+        for partition in (0..PARTITIONS).map(PartitionId) {
+            let served = world.nodes.values().any(|core| {
+                core.replicas().iter().any(|replica| replica.partition == partition && replica.has_quorum)
+            });
+            assert!(served, "seed {seed}: {partition} is down");
+        }
+    }
+}
+
+#[test]
+fn who_joined_as_the_last_member_left_looks_again() {
+    let mut world = World::new(11);
+    let last = world.start();
+    world.settle();
+    let now = world.now;
+    world.nodes.get_mut(&last).unwrap().leave(now);
+    let joiner = world.start();
+    // The link comes up and the hello is answered before the one that leaves has told anybody.
+    world.run(Duration::from_millis(50));
+    world.drain(last);
+    world.kill(last);
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.replicas(joiner).len(), PARTITIONS as usize);
 }
 
 #[test]

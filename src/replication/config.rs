@@ -88,7 +88,9 @@ pub(crate) enum ConfigStep {
     AddLearner(ReplicaId, NodeId),
     /// A learner votes from now on.
     Promote(ReplicaId),
-    /// A replica is no more.
+    /// A voter does not vote any more.
+    Demote(ReplicaId),
+    /// A replica that does not vote is no more.
     Remove(ReplicaId),
 }
 

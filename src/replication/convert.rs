@@ -128,7 +128,9 @@ pub(super) fn conf_change(steps: &[ConfigStep]) -> eraftpb::ConfChangeV2 {
     let singles: Vec<_> = steps
         .iter()
         .map(|step| match step {
-            ConfigStep::AddLearner(id, _) => single(id, ConfChangeType::AddLearnerNode),
+            ConfigStep::AddLearner(id, _) | ConfigStep::Demote(id) => {
+                single(id, ConfChangeType::AddLearnerNode)
+            }
             ConfigStep::Promote(id) => single(id, ConfChangeType::AddNode),
             ConfigStep::Remove(id) => single(id, ConfChangeType::RemoveNode),
         })

@@ -131,7 +131,8 @@ pub enum Change {
     Replace {
         /// Learners, caught up and linked.
         promote: Vec<NodeId>,
-        /// Voters or learners; not the leader itself.
+        /// Voters, which become learners, and learners, which go; not the leader itself. A voter is got rid of
+        /// by two changes, the second based on the configuration that the first made.
         remove: Vec<NodeId>,
     },
 }

@@ -93,13 +93,17 @@ pub enum Operation {
     /// Nothing but the passing of time: what is due expires. Proposed by the leader.
     Advance,
     /// Take no more writes because this swarm is about to dissolve into another; accepted only while the
-    /// partition holds no key and remembers no session. A seal of another attempt is taken over.
-    /// Answered by [`Reply::Sealed`], [`Reply::NotEmpty`], or [`Reply::Dissolved`] if it is too late.
+    /// partition holds no key and remembers no session. A seal of another attempt is taken over, unless that
+    /// one sealed the first partition later: so the order in which attempts took the first partition decides
+    /// everywhere. Answered by [`Reply::Sealed`], [`Reply::NotEmpty`], [`Reply::Unsealed`] if a later attempt
+    /// holds it, or [`Reply::Dissolved`] if it is too late.
     Seal {
         /// The swarm that remains.
         into: SwarmId,
         /// Whose seal it is: random, drawn for each attempt to dissolve the swarm.
         attempt: u128,
+        /// What the first partition answered to this attempt; `None`: this is the first partition.
+        epoch: Option<Version>,
     },
     /// Take writes again, if the seal is still this attempt's. Answered by [`Reply::Unsealed`].
     Unseal {
@@ -112,6 +116,8 @@ pub enum Operation {
     Dissolve {
         /// Whose seal it must be.
         attempt: u128,
+        /// What the first partition answered to this attempt's seal.
+        epoch: Version,
     },
 }
 
@@ -233,6 +239,8 @@ pub enum Reply {
     Sealed {
         /// The swarm that remains.
         into: SwarmId,
+        /// Orders attempts: the log index at which the first partition was sealed.
+        epoch: Version,
     },
     /// `Seal` was refused: the partition holds keys, or did lately.
     NotEmpty,

@@ -50,6 +50,8 @@ struct Seal {
     into: SwarmId,
     /// Whose seal it is.
     attempt: u128,
+    /// When that attempt sealed the first partition, by that partition's log.
+    epoch: Version,
     /// Whether it is for good.
     dissolved: bool,
 }
@@ -63,11 +65,11 @@ impl StateMachine {
         self.time = self.time.max(command.time);
         self.keys.expire(self.time);
         self.sessions.expire(self.time);
-        if let Some(Seal { into, .. }) = self.sealed
+        if let Some(Seal { into, epoch, .. }) = self.sealed
             && command.operation.key().is_some()
         {
             // It has not happened, and is not remembered: its retry may happen, once the seal is broken.
-            return Reply::Sealed { into };
+            return Reply::Sealed { into, epoch };
         }
         let Some(origin) = command.origin else {
             return self.execute(Version(index), command.operation);
@@ -101,14 +103,15 @@ impl StateMachine {
                 None => Reply::NotFound,
             },
             Operation::Advance => Reply::Advanced,
-            Operation::Seal { into, attempt } => self.seal(into, attempt),
+            Operation::Seal { into, attempt, epoch } => self.seal(into, attempt, epoch.unwrap_or(version)),
             Operation::Unseal { attempt } => {
                 if self.sealed_by(attempt).is_some_and(|seal| !seal.dissolved) {
                     self.sealed = None;
                 }
                 Reply::Unsealed
             }
-            Operation::Dissolve { attempt } => match self.sealed_by(attempt) {
+            Operation::Dissolve { attempt, epoch } => match self.sealed_by(attempt) {
+                Some(seal) if seal.epoch != epoch => Reply::Unsealed,
                 Some(seal) => {
                     seal.dissolved = true;
                     Reply::Dissolved { into: seal.into }
@@ -118,14 +121,15 @@ impl StateMachine {
         }
     }
 
-    fn seal(&mut self, into: SwarmId, attempt: u128) -> Reply {
+    fn seal(&mut self, into: SwarmId, attempt: u128, epoch: Version) -> Reply {
         match self.sealed {
             Some(seal) if seal.dissolved => Reply::Dissolved { into: seal.into },
+            Some(seal) if seal.epoch > epoch => Reply::Unsealed,
             // Whoever wrote lately may retry; its answers must not be forgotten with the swarm.
             _ if !self.is_empty() || self.sessions.len() > 0 => Reply::NotEmpty,
             _ => {
-                self.sealed = Some(Seal { into, attempt, dissolved: false });
-                Reply::Sealed { into }
+                self.sealed = Some(Seal { into, attempt, epoch, dissolved: false });
+                Reply::Sealed { into, epoch }
             }
         }
     }

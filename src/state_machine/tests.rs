@@ -188,19 +188,48 @@ fn what_is_no_integer_or_does_not_fit_is_left_alone() {
 #[test]
 fn only_the_attempt_that_holds_the_seal_breaks_or_keeps_it() {
     let into = SwarmId(1);
-    let seal = |attempt| Operation::Seal { into, attempt };
+    let seal = |attempt| Operation::Seal { into, attempt, epoch: None };
+    let epoch = |reply| match reply {
+        Reply::Sealed { epoch, .. } => epoch,
+        other => panic!("{other:?}"),
+    };
     let mut partition = Partition::default();
-    partition.run(seal(1));
+    let first = epoch(partition.run(seal(1)));
     // Another attempt takes over; the first can neither finish nor undo it.
-    assert_eq!(partition.run(seal(2)), Reply::Sealed { into });
-    assert_eq!(partition.run(Operation::Dissolve { attempt: 1 }), Reply::Unsealed);
+    let second = epoch(partition.run(seal(2)));
+    assert!(second > first);
+    assert_eq!(partition.run(Operation::Dissolve { attempt: 1, epoch: first }), Reply::Unsealed);
     partition.run(Operation::Unseal { attempt: 1 });
     assert_eq!(partition.state.sealed(), Some(into));
     // Once dissolved it stays so.
-    assert_eq!(partition.run(Operation::Dissolve { attempt: 2 }), Reply::Dissolved { into });
+    assert_eq!(partition.run(Operation::Dissolve { attempt: 2, epoch: second }), Reply::Dissolved { into });
     assert_eq!(partition.run(seal(3)), Reply::Dissolved { into });
     partition.run(Operation::Unseal { attempt: 2 });
     assert_eq!(partition.state.sealed(), Some(into));
+}
+
+#[test]
+fn attempts_hold_seals_in_the_order_in_which_they_took_the_first_partition() {
+    let into = SwarmId(1);
+    let seal = |attempt, epoch| Operation::Seal { into, attempt, epoch: Some(Version(epoch)) };
+    let mut partition = Partition::default();
+    partition.run(seal(2, 20));
+    // The earlier attempt comes too late: it can neither take the seal over nor break it.
+    assert_eq!(partition.run(seal(1, 10)), Reply::Unsealed);
+    partition.run(Operation::Unseal { attempt: 1 });
+    let refused = partition.apply(origin(1, 0, 0), put("k", "v", None));
+    assert_eq!(refused, Reply::Sealed { into, epoch: Version(20) });
+}
+
+#[test]
+fn a_late_copy_of_a_seal_does_not_let_its_attempt_dissolve_the_swarm() {
+    let into = SwarmId(1);
+    let seal = |attempt| Operation::Seal { into, attempt, epoch: None };
+    let mut first_partition = Partition::default();
+    let Reply::Sealed { epoch, .. } = first_partition.run(seal(1)) else { panic!() };
+    first_partition.run(seal(2));
+    first_partition.run(seal(1));
+    assert_eq!(first_partition.run(Operation::Dissolve { attempt: 1, epoch }), Reply::Unsealed);
 }
 
 #[test]
@@ -208,20 +237,21 @@ fn a_partition_that_remembers_a_session_is_not_sealed() {
     let mut partition = Partition::default();
     partition.apply(origin(1, 0, 0), put("k", "v", None));
     partition.run(Operation::Delete { key: "k".into() });
-    assert_eq!(partition.run(Operation::Seal { into: SwarmId(1), attempt: 1 }), Reply::NotEmpty);
+    assert_eq!(partition.run(Operation::Seal { into: SwarmId(1), attempt: 1, epoch: None }), Reply::NotEmpty);
 }
 
 #[test]
 fn a_sealed_partition_takes_no_write_until_it_is_unsealed() {
     let into = SwarmId(1);
-    let seal = |attempt| Operation::Seal { into, attempt };
+    let epoch = Version(1);
+    let seal = |attempt| Operation::Seal { into, attempt, epoch: Some(epoch) };
     let mut partition = Partition::default();
     partition.run(put("k", "v", None));
     assert_eq!(partition.run(seal(1)), Reply::NotEmpty);
     partition.run(Operation::Delete { key: "k".into() });
-    assert_eq!(partition.run(seal(1)), Reply::Sealed { into });
+    assert_eq!(partition.run(seal(1)), Reply::Sealed { into, epoch });
     let write = |partition: &mut Partition| partition.apply(origin(1, 0, 0), increment("n", 1));
-    assert_eq!(write(&mut partition), Reply::Sealed { into });
+    assert_eq!(write(&mut partition), Reply::Sealed { into, epoch });
     assert_eq!(partition.state.sealed(), Some(into));
     assert!(partition.state.is_empty());
     assert_eq!(partition.run(Operation::Unseal { attempt: 1 }), Reply::Unsealed);

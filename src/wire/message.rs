@@ -209,8 +209,6 @@ pub enum SwarmState {
 pub struct Hello {
     /// Its swarm, or that it has none.
     pub state: SwarmState,
-    /// Where it listens, as multiaddresses.
-    pub addresses: Vec<String>,
     /// Whether its swarm is known to it to hold no key: an empty swarm gives way to one with data.
     pub empty: bool,
 }

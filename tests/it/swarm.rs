@@ -210,3 +210,30 @@ async fn a_joiner_dials_the_address_again_after_the_node_there_was_replaced() {
     within("the joiner is in its swarm", joiner.ready()).await;
     assert_eq!(joiner.swarm(), again.swarm());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_still_looking_stops_at_once() {
+    let machine = machine();
+    let joiner = on(&machine).join(["127.0.0.1:9"]).start().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), joiner.leave()).await.expect("it stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_node_is_gone_even_if_a_client_of_it_lives_on() {
+    let machine = machine();
+    let first = start(on(&machine)).await;
+    let second = start(on(&machine)).await;
+    settled(&[&first, &second], 2).await;
+    let (gone, _client) = (second.id(), second.client());
+    drop(second);
+    let unlinked = async {
+        loop {
+            let status = first.client().status(first.id()).await.unwrap();
+            if !status.links.contains(&gone) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the link is cut", unlinked).await;
+}

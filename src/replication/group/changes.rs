@@ -4,6 +4,11 @@
 //! and is alive is given a vote; the new configuration must be able to decide. Replica ids are never reused: one
 //! that is removed is removed for good, and must hear of it, or it would keep its data and ask for votes for ever.
 //! So the leader tells it for a while, and a replica that nobody leads asks around.
+//!
+//! A voter goes in two changes: first it is demoted to a learner, then the learner is removed. A voter removed at
+//! once would destroy itself while other voters may not have heard yet that the configuration in which it counted
+//! is over; if the leader died at that moment, they could need its vote for ever. Whoever takes part in deciding
+//! the second change has heard of the end of the first.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -110,8 +115,7 @@ impl Group {
             if id == self.id {
                 return Err(ChangeError::RemovesLeader);
             }
-            voters.remove(&id.0);
-            steps.push(ConfigStep::Remove(id));
+            steps.push(if voters.remove(&id.0) { ConfigStep::Demote(id) } else { ConfigStep::Remove(id) });
         }
         // The new configuration must be able to decide, or leaving the joint one would hang.
         let after = Voting { voters: voters.into_iter().collect(), ..Voting::default() };

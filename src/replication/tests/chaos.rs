@@ -7,16 +7,22 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::seq::IteratorRandom;
 
+use super::history::{BRIEF, BRIEF_TTL, COUNT, MORTAL, SWAPPED};
 use super::sim::{Call, Faults, Sim, ms};
-use crate::id::{NodeId, PartitionId};
+use crate::id::{NodeId, PartitionId, SessionId, Version};
 use crate::replication::{Change, DriverConfig, Role};
+use crate::state_machine::{Answer, Operation, Query};
 use crate::time::Timestamp;
 
 const KEYS: u8 = 4;
 /// Seeds that every run of the tests goes through.
-const SEEDS: u64 = 120;
-/// And those that once found something: a replica without state was made a voter.
+const SEEDS: u64 = 80;
+/// Client sessions; each has several writes under way.
+const SESSIONS: u128 = 3;
+/// And those that once found something, before there were sessions: a replica without state was made a voter.
 const FINDERS: [u64; 2] = [827, 3079];
+/// With sessions: partition time stood still under a new leader.
+const SESSION_FINDERS: [u64; 1] = [3183];
 
 fn small_log() -> DriverConfig {
     DriverConfig { log_entries: 24, log_entries_cap: 64, ..DriverConfig::default() }
@@ -28,12 +34,14 @@ struct Chaos {
     /// Nodes that are gone and may still be counted as replicas somewhere.
     links_down: BTreeSet<(NodeId, NodeId)>,
     value: u64,
+    /// Clients retry under sessions.
+    sessions: bool,
     /// Nodes crash for ever. Then groups never have two voters on purpose: a crash of one would be the end.
     crashes: bool,
 }
 
 impl Chaos {
-    fn new(seed: u64, tracing: bool) -> Self {
+    fn new(seed: u64, sessions: bool, tracing: bool) -> Self {
         let mut sim = Sim::new(seed, 2, small_log());
         sim.tracing = tracing;
         let count = sim.rng.random_range(3..=5u8);
@@ -45,6 +53,7 @@ impl Chaos {
             next_number: count + 1,
             links_down: BTreeSet::new(),
             value: 0,
+            sessions,
             crashes: seed.is_multiple_of(2),
         }
     }
@@ -75,6 +84,9 @@ impl Chaos {
         let Some(at) = self.server(partition) else {
             return;
         };
+        if self.sessions && self.sim.rng.random_bool(0.5) {
+            return self.session_client(at, partition);
+        }
         let key = [self.sim.rng.random_range(0..KEYS)];
         match self.sim.rng.random_range(0..10) {
             0..4 => {
@@ -89,6 +101,73 @@ impl Chaos {
             _ => {
                 self.sim.get(at, partition, &key);
             }
+        }
+    }
+
+    /// A client that retries until it knows, and whose copies may come late.
+    fn session_client(&mut self, at: NodeId, partition: PartitionId) {
+        let keys = [MORTAL, BRIEF, COUNT, SWAPPED];
+        let key = *keys.iter().choose(&mut self.sim.rng).unwrap();
+        let seen = self.sim.driver(at).state(partition).and_then(|state| state.version(key));
+        match self.sim.rng.random_range(0..12) {
+            0..4 => {
+                let session = SessionId(self.sim.rng.random_range(1..=SESSIONS));
+                let operation = self.operation(key, seen);
+                let now = self.sim.now;
+                let write = self.sim.history.begin(session, partition, operation, now);
+                self.sim.attempt(at, write);
+            }
+            4..8 => {
+                let writes = self.sim.history.writes.iter().enumerate();
+                let open = writes.filter(|(_, write)| write.partition == partition && write.is_open());
+                let Some((number, called_at)) =
+                    open.map(|(number, write)| (number, write.called_at)).choose(&mut self.sim.rng)
+                else {
+                    return;
+                };
+                if self.sim.now.since(called_at) > ms(2000) && self.sim.rng.random_bool(0.1) {
+                    self.sim.history.writes[number].given_up = true;
+                    self.sim.count("given up");
+                } else {
+                    self.sim.attempt(at, number);
+                    self.sim.count("retries");
+                }
+            }
+            8 => {
+                // A copy that was long under way; whatever became of the write, it changes nothing any more.
+                let writes = self.sim.history.writes.iter().enumerate();
+                let old = writes.filter(|(_, write)| write.partition == partition && !write.is_open());
+                if let Some(number) = old.map(|(number, _)| number).choose(&mut self.sim.rng) {
+                    self.sim.attempt(at, number);
+                    self.sim.count("late copies");
+                }
+            }
+            9 => {
+                self.sim.wait(at, partition, key, seen);
+            }
+            _ => {
+                self.sim.get(at, partition, key);
+            }
+        }
+    }
+
+    fn operation(&mut self, key: &[u8], seen: Option<Version>) -> Operation {
+        self.value += 1;
+        let (value, key) = (self.value.to_be_bytes().to_vec(), key.to_vec());
+        if key == COUNT {
+            return Operation::Increment { key, by: 1 };
+        }
+        if key == SWAPPED {
+            return Operation::CompareAndSwap { key, expected: seen, value, ttl_ms: None };
+        }
+        if key == BRIEF {
+            let ttl_ms = u64::try_from(BRIEF_TTL.as_millis()).ok();
+            return Operation::Put { key, value, ttl_ms };
+        }
+        match self.sim.rng.random_range(0..3) {
+            0 => Operation::Delete { key },
+            1 => Operation::Put { key, value, ttl_ms: Some(self.sim.rng.random_range(1..300)) },
+            _ => Operation::Put { key, value, ttl_ms: None },
         }
     }
 
@@ -308,9 +387,10 @@ impl Chaos {
                 !matches!(sim.outcomes.get(&tag), Some(crate::replication::Outcome::Reply(_)))
             });
             let leader = self.sim.leader(partition).unwrap();
-            let floors = self.sim.floors.clone();
+            self.settle_writes(leader, partition);
             let state = self.sim.nodes[&leader].driver.state(partition).unwrap();
-            for ((_, key), floor) in floors.iter().filter(|((of, _), _)| *of == partition) {
+            let floors = self.sim.history.floors.iter().filter(|((of, _), _)| *of == partition);
+            for ((_, key), floor) in floors.filter(|((_, key), _)| key != MORTAL && key != BRIEF) {
                 let version = state.version(key).map_or(0, |version| version.0);
                 assert!(version >= *floor, "lost: {partition:?} {key:?} {version} < {floor}");
             }
@@ -325,6 +405,7 @@ impl Chaos {
                 let held = self.sim.status(id, partition).is_some();
                 assert!(member || !held, "{id:?} still holds {partition:?}: {}", self.sim.describe());
             }
+            self.compare_states(leader, partition);
         }
         let open = self.sim.calls.values().filter(|call| !matches!(call, Call::Wait { .. }));
         assert_eq!(open.count(), 0, "a call was never answered");
@@ -334,10 +415,42 @@ impl Chaos {
             "a correct replica said something odd"
         );
     }
+
+    /// Every write that is open is answered now, by whichever copy; the count is right.
+    fn settle_writes(&mut self, leader: NodeId, partition: PartitionId) {
+        let writes = self.sim.history.writes.iter().enumerate();
+        let open: Vec<_> = writes
+            .filter(|(_, write)| write.partition == partition && write.is_open())
+            .map(|(number, _)| number)
+            .collect();
+        for number in open {
+            self.sim.attempt(leader, number);
+        }
+        self.sim.run(ms(100));
+        let state = self.sim.nodes[&leader].driver.state(partition).unwrap();
+        let count = match state.query(&Query::Get { key: COUNT.to_vec() }) {
+            Answer::Entry(Some(entry)) => std::str::from_utf8(&entry.value).unwrap().parse().unwrap(),
+            _ => 0,
+        };
+        self.sim.history.check_count(partition, count);
+    }
+
+    /// Long after the last write: what was brief is gone, without being asked for, and all are equal.
+    fn compare_states(&self, leader: NodeId, partition: PartitionId) {
+        let state = self.sim.nodes[&leader].driver.state(partition).unwrap();
+        assert_eq!(state.version(BRIEF), None, "it should have expired");
+        for (id, node) in &self.sim.nodes {
+            let applied = |id| self.sim.status(id, partition).map(|status| status.applied);
+            if let Some(other) = node.driver.state(partition) {
+                assert_eq!(applied(*id), applied(leader), "{}", self.sim.describe());
+                assert!(other.snapshot() == state.snapshot(), "{id:?} differs from {leader:?}");
+            }
+        }
+    }
 }
 
-fn run(seed: u64, tracing: bool) -> Chaos {
-    let mut chaos = Chaos::new(seed, tracing);
+fn run(seed: u64, sessions: bool, tracing: bool) -> Chaos {
+    let mut chaos = Chaos::new(seed, sessions, tracing);
     chaos.storm(ms(8000));
     chaos.peace();
     chaos
@@ -349,13 +462,15 @@ fn nothing_is_lost_and_everything_comes_back() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("ROUNDTABLE_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("ROUNDTABLE_SEEDS").unwrap_or(SEEDS)).chain(FINDERS).collect(),
+        None => {
+            (0..number("ROUNDTABLE_SEEDS").unwrap_or(SEEDS)).chain(FINDERS).chain(SESSION_FINDERS).collect()
+        }
     };
     let single = seeds.len() == 1;
     let mut counts = std::collections::BTreeMap::<&str, u64>::new();
     let mut failed = Vec::new();
     for seed in seeds {
-        match std::panic::catch_unwind(|| run(seed, false)) {
+        match std::panic::catch_unwind(|| run(seed, !FINDERS.contains(&seed), false)) {
             Ok(chaos) => {
                 for (what, count) in &chaos.sim.counts {
                     *counts.entry(what).or_default() += count;
@@ -370,8 +485,26 @@ fn nothing_is_lost_and_everything_comes_back() {
         return;
     }
     // A run counts only if its faults fired.
-    for what in ["crashes", "pauses", "cuts", "changes", "transfers", "snapshot frames", "removed", "unknown"]
-    {
+    for what in [
+        "crashes",
+        "pauses",
+        "cuts",
+        "changes",
+        "transfers",
+        "snapshot frames",
+        "removed",
+        "unknown",
+        "retries",
+        "late copies",
+        "answered again",
+        "settled",
+        "given up",
+        "increments",
+        "conflicts",
+        "deletes",
+        "absent",
+        "waits",
+    ] {
         assert!(counts.get(what).copied().unwrap_or(0) > 0, "no {what}: {counts:?}");
     }
     assert!(counts["writes"] > 1000 && counts["reads"] > 1000, "{counts:?}");
@@ -379,7 +512,7 @@ fn nothing_is_lost_and_everything_comes_back() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let trace = |seed| run(seed, true).sim.trace.finish();
+    let trace = |seed| run(seed, true, true).sim.trace.finish();
     for seed in [7, 8] {
         assert_eq!(trace(seed), trace(seed));
     }

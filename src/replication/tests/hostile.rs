@@ -43,6 +43,7 @@ fn step() -> impl Strategy<Value = ConfigStep> {
     prop_oneof![
         (number(), 0..5u8).prop_map(|(id, node)| ConfigStep::AddLearner(ReplicaId(id), node_id(node))),
         number().prop_map(|id| ConfigStep::Promote(ReplicaId(id))),
+        number().prop_map(|id| ConfigStep::Demote(ReplicaId(id))),
         number().prop_map(|id| ConfigStep::Remove(ReplicaId(id))),
     ]
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::history::{Before, History, Write};
 use crate::id::{NodeId, PartitionId, Version};
 use crate::replication::{Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Output, Role};
 use crate::state_machine::{Answer, Operation, Query, Reply};
@@ -46,9 +47,25 @@ impl Faults {
 
 /// What a client did and has not been told yet.
 pub(super) enum Call {
-    Put { partition: PartitionId, key: Vec<u8>, value: Vec<u8>, floor: u64 },
-    Get { partition: PartitionId, key: Vec<u8>, floor: u64 },
-    Wait { partition: PartitionId, key: Vec<u8>, floor: u64 },
+    Put {
+        partition: PartitionId,
+        key: Vec<u8>,
+        value: Vec<u8>,
+        floor: u64,
+    },
+    /// One attempt of a write under a session, by its number in the history.
+    Write(usize),
+    Get {
+        partition: PartitionId,
+        key: Vec<u8>,
+        before: Before,
+    },
+    Wait {
+        partition: PartitionId,
+        key: Vec<u8>,
+        seen: Option<Version>,
+        before: Before,
+    },
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "each switches one thing that a test wants")]
@@ -80,9 +97,7 @@ pub(super) struct Sim {
     pub(super) checks: bool,
     pub(super) outcomes: BTreeMap<u64, Outcome>,
     pub(super) keep_outcomes: bool,
-    /// Of each key, the highest version that was acknowledged or read.
-    pub(super) floors: BTreeMap<(PartitionId, Vec<u8>), u64>,
-    values: BTreeMap<(PartitionId, Vec<u8>, u64), Vec<u8>>,
+    pub(super) history: History,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -112,8 +127,7 @@ impl Sim {
             checks: true,
             outcomes: BTreeMap::new(),
             keep_outcomes: false,
-            floors: BTreeMap::new(),
-            values: BTreeMap::new(),
+            history: History::default(),
             counts: BTreeMap::new(),
         }
     }
@@ -248,27 +262,38 @@ impl Sim {
         match (call, result) {
             (Call::Put { partition, key, value, floor }, Outcome::Reply(Reply::Written { version })) => {
                 assert!(version.0 > floor, "a write of {partition:?} went back in time");
-                self.values.insert((partition, key.clone(), version.0), value);
-                self.raise((partition, key), version.0);
+                self.history.stood(&(partition, key), version.0, &value);
                 self.count("writes");
             }
-            (Call::Put { .. }, Outcome::Unknown) => self.count("unknown"),
+            (Call::Write(number), Outcome::Reply(reply)) => {
+                self.count(match reply {
+                    _ if self.history.writes[number].answer.is_some() => "answered again",
+                    Reply::Settled => "settled",
+                    Reply::Conflict { .. } => "conflicts",
+                    Reply::Incremented { .. } => "increments",
+                    Reply::Deleted { .. } => "deletes",
+                    _ => "session writes",
+                });
+                self.history.answered(number, &reply);
+            }
+            (Call::Put { .. } | Call::Write(_), Outcome::Unknown) => self.count("unknown"),
             (
-                Call::Get { partition, key, floor } | Call::Wait { partition, key, floor, .. },
+                call @ (Call::Get { .. } | Call::Wait { .. }),
                 Outcome::Answer { answer: Answer::Entry(entry), stale: false },
             ) => {
-                let version = entry.as_ref().map_or(0, |entry| entry.version.0);
-                assert!(
-                    version >= floor,
-                    "stale read of {partition:?} at {:?}: {version} < {floor}",
-                    self.now
-                );
-                if let (Some(entry), Some(value)) =
-                    (&entry, self.values.get(&(partition, key.clone(), version)))
-                {
-                    assert_eq!(entry.value, *value);
+                let (partition, key, before) = match call {
+                    Call::Wait { partition, key, seen, before } => {
+                        self.count("waits");
+                        assert_ne!(seen, entry.as_ref().map(|entry| entry.version), "nothing changed");
+                        (partition, key, before)
+                    }
+                    Call::Get { partition, key, before } => (partition, key, before),
+                    _ => unreachable!(),
+                };
+                self.history.read(&(partition, key), before, entry.as_ref(), self.now);
+                if entry.is_none() {
+                    self.count("absent");
                 }
-                self.raise((partition, key), version);
                 self.count("reads");
             }
             (_, Outcome::Refused(refusal)) => {
@@ -281,18 +306,9 @@ impl Sim {
         }
     }
 
-    fn raise(&mut self, key: (PartitionId, Vec<u8>), version: u64) {
-        let floor = self.floors.entry(key).or_default();
-        *floor = (*floor).max(version);
-    }
-
     fn tag(&mut self) -> u64 {
         self.next_tag += 1;
         self.next_tag
-    }
-
-    fn floor(&self, partition: PartitionId, key: &[u8]) -> u64 {
-        self.floors.get(&(partition, key.to_vec())).copied().unwrap_or(0)
     }
 
     pub(super) fn put(&mut self, at: NodeId, partition: PartitionId, key: &[u8], value: &[u8]) -> u64 {
@@ -302,7 +318,7 @@ impl Sim {
             partition,
             key: key.clone(),
             value: value.clone(),
-            floor: self.floor(partition, &key),
+            floor: self.history.floor(partition, &key),
         };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
@@ -313,9 +329,23 @@ impl Sim {
         tag
     }
 
+    /// Sends a write of the history, for the first time or again.
+    pub(super) fn attempt(&mut self, at: NodeId, write: usize) {
+        let tag = self.tag();
+        self.calls.insert(tag, Call::Write(write));
+        self.called.insert(tag, at);
+        let now = self.now;
+        let origin = self.history.origin(write);
+        let Write { partition, ref operation, .. } = self.history.writes[write];
+        let operation = operation.clone();
+        self.driver(at).propose(partition, tag, Some(origin), operation, now);
+        self.settle(at);
+    }
+
     pub(super) fn get(&mut self, at: NodeId, partition: PartitionId, key: &[u8]) -> u64 {
         let tag = self.tag();
-        let call = Call::Get { partition, key: key.to_vec(), floor: self.floor(partition, key) };
+        let before = self.history.before(partition, key);
+        let call = Call::Get { partition, key: key.to_vec(), before };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
@@ -332,7 +362,8 @@ impl Sim {
         seen: Option<Version>,
     ) -> u64 {
         let tag = self.tag();
-        let call = Call::Wait { partition, key: key.to_vec(), floor: self.floor(partition, key) };
+        let before = self.history.before(partition, key);
+        let call = Call::Wait { partition, key: key.to_vec(), seen, before };
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;

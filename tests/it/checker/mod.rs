@@ -24,12 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use roundtable::client::{Error, Outcome};
 use roundtable::id::Version;
+use serde::{Deserialize, Serialize};
 
 /// Steps of the search for one key before it gives up.
 pub(crate) const MAX_STEPS: usize = 20_000_000;
 
 /// What a client asks of one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Op {
     Get,
     Put(Vec<u8>),
@@ -39,7 +40,7 @@ pub(crate) enum Op {
 }
 
 /// What it is answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Ret {
     Entry(Option<(Vec<u8>, Version)>),
     Written(Version),

@@ -1,0 +1,25 @@
+//! How Roundtable works, and why it may be relied upon: text for engineers, no code.
+//!
+//! For those who know etcd, Redis Cluster or Hazelcast and want to know what is the same here and what is not.
+//! What is written here was checked against the code; numbers are the values of the named constants.
+//!
+//! - [`architecture`]: the idea, the layers, the life of a put and of a get, founding, placement, moving;
+//! - [`consistency`]: what is promised, the arguments for it, what is assumed, and what is not promised;
+//! - [`protocol`]: what travels, byte by byte as far as it matters, and the bound of everything;
+//! - [`operations`]: few nodes, what to do when something fails, and how long it takes;
+//! - [`glossary`]: one word, one meaning.
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("consistency.md")]
+pub mod consistency {}
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
+
+#[doc = include_str!("operations.md")]
+pub mod operations {}
+
+#[doc = include_str!("glossary.md")]
+pub mod glossary {}
