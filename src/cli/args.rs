@@ -16,7 +16,7 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, bench, inspect, kv, leave};
+use super::{Command, Invocation, bench, inspect, kv, leave, lock};
 use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -26,10 +26,12 @@ Examples:
   roundtable up --lan                    a node for the network; prints the line to join by
   roundtable put greeting hello          through any node of this machine
   roundtable get greeting --join rt1...  through a node elsewhere, by its ticket
+  roundtable lock nightly -- ./backup    run a command while no other machine does
   roundtable chat ada                    talk, and use the store while talking
 
 Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum,
-6 no node or swarm could be reached, 7 unknown (may have been applied).
+6 no node or swarm could be reached, 7 unknown (may have been applied), 8 lock not acquired,
+9 lock lost while its command ran.
 
 A secret itself may be given in ROUNDTABLE_SECRET.
 ROUNDTABLE_LOG=info (or RUST_LOG) shows what happens inside; NO_COLOR turns colours off.";
@@ -248,9 +250,39 @@ enum Sub {
         node: Option<String>,
     },
 
+    /// Run a command while holding a lock
+    #[command(
+        after_help = "Examples:\n  roundtable lock nightly -- ./backup.sh\n  roundtable lock pool -n 3 --wait 1m -- ./crunch\n  roundtable lock --list\n\nThe command finds the lock's name in ROUNDTABLE_LOCK_NAME and the fencing token in\nROUNDTABLE_LOCK_TOKEN. Its exit code is passed on. Exit code 8: not acquired, the command\nwas not run. Exit code 9: the lock was lost; the command and all its children were told to end\n(SIGTERM), and were ended (SIGKILL) after the grace time."
+    )]
+    Lock {
+        /// The lock's name
+        #[arg(value_name = "NAME", required_unless_present = "list", value_parser = OsStringValueParser::new().try_map(parse_key))]
+        name: Option<Bytes>,
+        /// Show who holds the lock, or all locks, and who waits
+        #[arg(long, conflicts_with_all = ["command", "wait", "permits"])]
+        list: bool,
+        /// So many may hold it at the same time
+        #[arg(short = 'n', long, value_name = "N")]
+        permits: Option<NonZeroU32>,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+
+    /// Run a command while being the one who leads
+    #[command(
+        after_help = "Example:\n  roundtable elect scheduler -- ./scheduler\n\nWaits until it is its turn, and runs the command: the others stand by. As `lock` in all else."
+    )]
+    Elect {
+        /// The election's name
+        #[arg(value_name = "NAME", value_parser = OsStringValueParser::new().try_map(parse_key))]
+        name: Bytes,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+
     /// Measure how fast the swarm is from here
     #[command(
-        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16 --keys 1\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
     )]
     Bench(BenchArgs),
 
@@ -269,6 +301,25 @@ enum Sub {
 
     /// Print the version of the program and of its protocol
     Version,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Give up when it is not acquired after this time; 0s: do not wait
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    wait: Option<Duration>,
+    /// How long it stays taken when this process falls silent; 100ms to 1h
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_duration, default_value = "10s")]
+    lease: Duration,
+    /// Between SIGTERM and SIGKILL when the lock is lost; unless given, a twentieth of the lease
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    grace: Option<Duration>,
+    /// What others see of the holder, instead of the command and its process id
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", last = true)]
+    command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -387,6 +438,8 @@ enum OperationName {
     Get,
     /// Half of each
     Mixed,
+    /// Take and release locks: each client its own as far as --keys goes; --keys 1: one for all
+    Lock,
 }
 
 /// Understands the command line.
@@ -439,6 +492,12 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
         Sub::Leave { node } => Command::Leave(leave::Leave { node }),
+        Sub::Lock { name, list: true, .. } => Command::Locks(lock::List { name: name.map(|name| name.0) }),
+        Sub::Lock { name, permits, run, .. } => {
+            let name = name.map(|name| name.0).unwrap_or_default();
+            Command::Lock(locked(name, permits.map_or(lock::Kind::Lock, lock::Kind::Semaphore), run)?)
+        }
+        Sub::Elect { name, run } => Command::Lock(locked(name.0, lock::Kind::Election, run)?),
         Sub::Bench(args) => Command::Bench(bench_plan(&args)?),
         Sub::Chat { nick, room } => Command::Chat(Chat { nick, room }),
         Sub::Version => Command::Version,
@@ -471,11 +530,29 @@ fn up(args: UpArgs) -> Result<Up, String> {
     })
 }
 
+fn locked(name: Vec<u8>, kind: lock::Kind, args: RunArgs) -> Result<lock::Run, String> {
+    let mut words = args.command.into_iter();
+    let Some(program) = words.next() else {
+        return Err("say what to run, behind `--`: roundtable lock NAME -- COMMAND".to_owned());
+    };
+    Ok(lock::Run {
+        name,
+        kind,
+        wait: args.wait,
+        lease: args.lease,
+        grace: args.grace,
+        note: args.note,
+        program,
+        args: words.collect(),
+    })
+}
+
 fn bench_plan(args: &BenchArgs) -> Result<bench::Bench, String> {
     let operation = match args.op {
         OperationName::Put => bench::Mix::Put,
         OperationName::Get => bench::Mix::Get,
         OperationName::Mixed => bench::Mix::Mixed,
+        OperationName::Lock => bench::Mix::Lock,
     };
     if args.value_size > MAX_VALUE_BYTES {
         return Err(format!("--value-size may be at most {MAX_VALUE_BYTES} bytes"));
@@ -559,6 +636,10 @@ mod tests {
             ("expire k", "TIME"),
             ("get k --timeout 0s", "longer than zero"),
             ("chat a/b", "no name"),
+            ("lock", "NAME"),
+            ("lock name", "COMMAND"),
+            ("lock name --list -- true", "--list"),
+            ("elect name", "COMMAND"),
         ] {
             let error = parse_words(line).expect_err(line);
             assert!(error.contains(hint), "{line}: {error}");
@@ -584,6 +665,16 @@ mod tests {
         assert_eq!(invocation.target.timeout, Duration::from_millis(250));
         assert!(!invocation.target.mdns);
         assert_eq!(invocation.target.swarm, "default");
+    }
+
+    #[test]
+    fn what_is_run_under_a_lock_keeps_its_own_flags() {
+        let Command::Lock(run) = command_of("lock name -n 3 --wait 1m -- ls -l --wait") else {
+            panic!("not lock")
+        };
+        assert_eq!((run.name.as_slice(), run.wait), (&b"name"[..], Some(Duration::from_secs(60))));
+        assert_eq!(run.args, ["-l", "--wait"]);
+        assert!(matches!(command_of("lock --list"), Command::Locks(lock::List { name: None })));
     }
 
     #[test]

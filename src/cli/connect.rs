@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exit::{Code, Failure};
 use super::up::Up;
-use crate::client::Error;
+use crate::client::{Error, LockError};
 use crate::id::NodeId;
 use crate::net::{Net, Secret, Ticket};
 use crate::node::{ConnectError, Node, StartError, Visitor};
@@ -147,6 +147,16 @@ impl From<StartError> for Failure {
     }
 }
 
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Store(error) => error.into(),
+            LockError::Lost => Self::new(Code::LockLost, error.to_string()),
+            error => Self::new(Code::NotAcquired, format!("{error}; `roundtable lock --list` shows who")),
+        }
+    }
+}
+
 /// Says for people what went wrong, whether anything was changed and what to do, with the exit code.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -155,6 +165,7 @@ impl From<Error> for Failure {
             Error::Conflict { .. } => {
                 (Code::Conflict, "nothing was written; read it again and try with that version")
             }
+            Error::Fenced { .. } => (Code::Conflict, "nothing was written"),
             Error::NoQuorum => (
                 Code::NoQuorum,
                 "nothing was changed; `roundtable members` shows who is missing, `get --stale` reads nevertheless",

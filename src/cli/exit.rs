@@ -12,26 +12,51 @@ use super::render::{Format, note};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Code {
     /// None of the others.
-    Failed = 1,
+    Failed,
     /// The command line contradicts itself.
-    Usage = 2,
+    Usage,
     /// The key is not there.
-    NotFound = 3,
+    NotFound,
     /// The key is not as it was expected to be.
-    Conflict = 4,
+    Conflict,
     /// No majority of the replicas could be reached. Not applied.
-    NoQuorum = 5,
+    NoQuorum,
     /// No node, or no swarm, could be reached. Not applied.
-    Unreachable = 6,
+    Unreachable,
     /// The request was under way when the time was up. It may have been applied.
-    Unknown = 7,
+    Unknown,
+    /// The lock was not free until the end of the wait. The command was not run.
+    NotAcquired,
+    /// The lock was lost while the command ran.
+    LockLost,
     /// A second interrupt.
-    Interrupted = 130,
+    Interrupted,
+    /// What the command that was run under a lock ended with.
+    Command(u8),
+}
+
+impl Code {
+    /// The number itself.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::NoQuorum => 5,
+            Self::Unreachable => 6,
+            Self::Unknown => 7,
+            Self::NotAcquired => 8,
+            Self::LockLost => 9,
+            Self::Interrupted => 130,
+            Self::Command(number) => number,
+        }
+    }
 }
 
 impl From<Code> for ExitCode {
     fn from(code: Code) -> Self {
-        Self::from(code as u8)
+        Self::from(code.number())
     }
 }
 
@@ -68,7 +93,7 @@ impl Failure {
 
     fn json(&self) -> serde_json::Value {
         let applied = if self.code == Code::Unknown { "maybe" } else { "no" };
-        json!({"error": self.message, "code": self.code as u8, "applied": applied})
+        json!({"error": self.message, "code": self.code.number(), "applied": applied})
     }
 }
 

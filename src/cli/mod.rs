@@ -12,6 +12,7 @@ mod exit;
 mod inspect;
 mod kv;
 mod leave;
+mod lock;
 mod render;
 mod units;
 mod up;
@@ -55,6 +56,8 @@ enum Command {
     Status(inspect::Status),
     Ticket,
     Leave(leave::Leave),
+    Lock(lock::Run),
+    Locks(lock::List),
     Bench(bench::Bench),
     Chat(chat::Chat),
     Version,
@@ -63,7 +66,8 @@ enum Command {
 /// Runs the command line of this process and says how it went.
 ///
 /// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum, 6 no node or swarm
-/// could be reached, 7 outcome unknown, 130 ended by a second interrupt.
+/// could be reached, 7 outcome unknown, 8 lock not acquired, 9 lock lost while the command ran, 130
+/// ended by a second interrupt. `lock` and `elect` otherwise pass on the exit code of their command.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let invocation = match args::parse(args) {
         Ok(invocation) => invocation,
@@ -105,6 +109,8 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::Status(status) => status.run(&target, output).await,
         Command::Ticket => inspect::ticket(&target, output).await,
         Command::Leave(leave) => leave.run(&target, output).await,
+        Command::Lock(lock) => lock.run(&target).await,
+        Command::Locks(list) => list.run(&target, output).await,
         Command::Bench(bench) => bench.run(&target, output).await,
         Command::Chat(chat) => chat.run(target, output).await,
         Command::Version => version(output),

@@ -17,8 +17,8 @@ use super::lock;
 use super::router::{Asked, Target, partition_of};
 use super::session::InFlight;
 use super::{Client, Entry};
-use crate::id::{NodeId, PartitionId, SwarmId, Version};
-use crate::state_machine::{Answer, Operation, Query, Reply};
+use crate::id::{NodeId, PartitionId, SwarmId};
+use crate::state_machine::{Answer, Operation, Query, Reply, Watch};
 use crate::time::Timestamp;
 use crate::wire::{MAX_WAIT_MS, Refusal, Request, Response, Rpc, RpcError, SwarmView};
 
@@ -39,9 +39,15 @@ const _: () = assert!(WAIT_SLICE.as_millis() <= MAX_WAIT_MS as u128);
 /// What to do.
 pub(super) enum Action {
     Write(Operation),
-    Get { key: Vec<u8> },
-    Scan { place: Place, query: Query },
-    Wait { key: Vec<u8>, seen: Option<Version> },
+    /// A question about one key or lock.
+    Ask {
+        query: Query,
+    },
+    Scan {
+        place: Place,
+        query: Query,
+    },
+    Wait(Watch),
 }
 
 /// A partition of a certain swarm.
@@ -63,7 +69,7 @@ impl Outcome {
         match self {
             Self::Answer(Answer::Entry(entry)) => Ok(entry),
             Self::Unchanged => Ok(None),
-            Self::Reply(_) | Self::Answer(Answer::Page { .. }) => Err(unexpected()),
+            Self::Reply(_) | Self::Answer(_) => Err(unexpected()),
         }
     }
 }
@@ -175,7 +181,7 @@ impl<'a, R: Rpc> Call<'a, R> {
         match self.action {
             _ if self.maybe_applied => Err(Error::Unknown),
             // Of a wait, the deadline is the expected end.
-            Action::Wait { .. } if self.heard => Ok(Outcome::Unchanged),
+            Action::Wait(_) if self.heard => Ok(Outcome::Unchanged),
             _ => Err(self.last),
         }
     }
@@ -205,7 +211,8 @@ impl<'a, R: Rpc> Call<'a, R> {
                 Some(key) => partition_of(key, &view),
                 None => return Next::Fail(Error::Refused("not a client's operation".to_owned())),
             },
-            Action::Get { key } | Action::Wait { key, .. } => partition_of(key, &view),
+            Action::Ask { query } => partition_of(query.key().unwrap_or_default(), &view),
+            Action::Wait(watch) => partition_of(watch.key(), &view),
             Action::Scan { place, .. } if place.swarm != view.swarm => {
                 return Next::Fail(Error::Dissolved);
             }
@@ -276,15 +283,13 @@ impl<'a, R: Rpc> Call<'a, R> {
                 (request, timeout)
             }
             (Action::Write(_), None) => unreachable!("a write has a number before it is sent"),
-            (Action::Get { key }, _) => (read(Query::Get { key: key.clone() }), timeout),
-            (Action::Scan { query, .. }, _) => (read(query.clone()), timeout),
-            (Action::Wait { key, seen }, _) => {
+            (Action::Ask { query } | Action::Scan { query, .. }, _) => (read(query.clone()), timeout),
+            (Action::Wait(watch), _) => {
                 let slice = remaining.min(WAIT_SLICE);
                 let request = Request::Wait {
                     swarm,
                     partition,
-                    key: key.clone(),
-                    seen: *seen,
+                    watch: watch.clone(),
                     timeout_ms: u32::try_from(slice.as_millis()).unwrap_or(MAX_WAIT_MS),
                     forwarded,
                 };
@@ -304,7 +309,7 @@ impl<'a, R: Rpc> Call<'a, R> {
         match answer {
             Ok(Response::Reply(reply)) if write => self.judge_reply(reply),
             Ok(Response::Answer { answer, .. }) if !write => Next::Done(Outcome::Answer(answer)),
-            Ok(Response::Unchanged) if matches!(self.action, Action::Wait { .. }) => {
+            Ok(Response::Unchanged) if matches!(self.action, Action::Wait(_)) => {
                 // The leader is well; it is asked again until the deadline.
                 self.heard = true;
                 self.asked = Asked::default();

@@ -1,6 +1,6 @@
 //! What can go wrong, and whether it happened nevertheless.
 
-use crate::id::Version;
+use crate::id::{FencingToken, Version};
 use crate::state_machine::LimitError;
 
 /// Why an operation did not succeed. [`Error::outcome`] says what that means for the data.
@@ -19,6 +19,15 @@ pub enum Error {
     /// The value is no decimal integer, or the sum does not fit 64 bits. Nothing changed.
     #[error("the value is not an integer, or the sum does not fit 64 bits")]
     NotAnInteger,
+    /// The key was written with a higher token, by somebody who got the lock later. Nothing changed.
+    #[error("fenced: the key was written with the token {current}, of a later holder")]
+    Fenced {
+        /// The highest token that the key was written with.
+        current: FencingToken,
+    },
+    /// The partition cannot remember the token of yet another key. Nothing changed.
+    #[error("too many keys are written with tokens")]
+    TooManyFenced,
     /// A key or value is beyond its limit. Nothing was sent.
     #[error(transparent)]
     Limit(#[from] LimitError),
@@ -65,6 +74,8 @@ impl Error {
             Self::NotFound
             | Self::Conflict { .. }
             | Self::NotAnInteger
+            | Self::Fenced { .. }
+            | Self::TooManyFenced
             | Self::Limit(_)
             | Self::NoQuorum
             | Self::Overloaded

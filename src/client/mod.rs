@@ -9,6 +9,7 @@
 
 mod call;
 mod error;
+mod lock;
 mod router;
 mod scan;
 mod session;
@@ -24,11 +25,12 @@ use futures::stream::BoxStream;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-pub use crate::state_machine::{Entry, LimitError, MAX_DEADLINE};
+pub use crate::state_machine::{Claim, Entry, LimitError, LockMode, LockView, MAX_DEADLINE, PlaceView};
 pub use error::{Error, Outcome};
+pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
 
 use crate::id::{NodeId, SessionId, Version};
-use crate::state_machine::{Operation, Query, Reply};
+use crate::state_machine::{Operation, Query, Reply, Watch};
 use crate::time::Timestamp;
 use crate::wire::{Consistency, NodeStatus, Request, Response, Rpc, SwarmView};
 use call::{Action, Call, ask, unexpected};
@@ -59,6 +61,7 @@ struct Shared<R> {
     router: Router<R>,
     session: Arc<Session>,
     clock: Clock,
+    keeper: lock::Keeper,
 }
 
 impl<R: Rpc> Client<R> {
@@ -68,7 +71,7 @@ impl<R: Rpc> Client<R> {
         let session = Arc::new(Session::new(SessionId(rng.random())));
         let router = Router::new(rpc, Arc::clone(&clock), rng);
         Self {
-            shared: Arc::new(Shared { router, session, clock }),
+            shared: Arc::new(Shared { router, session, clock, keeper: lock::Keeper::default() }),
             deadline: DEFAULT_DEADLINE,
             patience: DEFAULT_PATIENCE,
             consistency: Consistency::default(),
@@ -101,9 +104,9 @@ impl<R: Rpc> Client<R> {
     /// # Errors
     /// If it was not answered before the deadline.
     pub async fn get(&self, key: impl Into<Vec<u8>>) -> Result<Option<Entry>, Error> {
-        let key = key.into();
-        Query::Get { key: key.clone() }.check()?;
-        Call::new(self, Action::Get { key }).run().await?.entry()
+        let query = Query::Get { key: key.into() };
+        query.check()?;
+        Call::new(self, Action::Ask { query }).run().await?.entry()
     }
 
     /// Reads a key from any replica: [`Client::stale`] for one read.
@@ -231,10 +234,9 @@ impl<R: Rpc> Client<R> {
         key: impl Into<Vec<u8>>,
         seen: Option<Version>,
     ) -> Result<Option<Entry>, Error> {
-        let key = key.into();
-        Query::Get { key: key.clone() }.check()?;
-        let action = Action::Wait { key, seen };
-        Call::new(self, action).run().await?.entry()
+        let watch = Watch::Key { key: key.into(), seen };
+        watch.check()?;
+        Call::new(self, Action::Wait(watch)).run().await?.entry()
     }
 
     /// The swarm as a linked node sees it now.
@@ -333,6 +335,8 @@ fn failure(reply: &Reply) -> Error {
         Reply::Conflict { version } => Error::Conflict { version: *version },
         Reply::NotFound => Error::NotFound,
         Reply::NotAnInteger => Error::NotAnInteger,
+        Reply::Fenced { current } => Error::Fenced { current: *current },
+        Reply::TooManyFenced => Error::TooManyFenced,
         _ => unexpected(),
     }
 }

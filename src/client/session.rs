@@ -52,6 +52,10 @@ impl Session {
         Self { id, windows: Mutex::default(), settled: Notify::new() }
     }
 
+    pub(super) fn id(&self) -> SessionId {
+        self.id
+    }
+
     /// Draws the number of a new write; waits while too many are unsettled, at most `patience`.
     pub(super) async fn begin(
         self: &Arc<Self>,

@@ -1,21 +1,23 @@
 //! The client over a network that exists only here: real state machines behind nodes that do what a test says.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
 use rand::SeedableRng;
 use tokio::time::{Instant, sleep};
 
 use super::*;
+use crate::id::PartitionId;
 use crate::id::SwarmId;
 use crate::membership::MemberState;
-use crate::state_machine::{Command, PartitionTime, StateMachine};
+use crate::state_machine::{Command, Origin, PartitionTime, StateMachine};
 use crate::wire::{MemberView, Refusal, RpcError};
 
 const PARTITIONS: u32 = 8;
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
-fn node(number: u8) -> NodeId {
+pub(super) fn node(number: u8) -> NodeId {
     NodeId::from_public_key([number; 32])
 }
 
@@ -39,7 +41,7 @@ enum Fault {
 
 /// What a node answers to every request about data.
 #[derive(Debug, Clone)]
-enum Mood {
+pub(super) enum Mood {
     Sound,
     /// Sends on what it cannot answer.
     Forwarding,
@@ -53,6 +55,7 @@ struct World {
     linked: Vec<NodeId>,
     moods: BTreeMap<NodeId, Mood>,
     partitions: Vec<StateMachine>,
+    start: Instant,
     index: u64,
     faults: VecDeque<Fault>,
     /// Once the script is used up: one request in `.0` meets one of these faults.
@@ -61,20 +64,23 @@ struct World {
     asked: Vec<NodeId>,
     views: u32,
     wanted: Vec<NodeId>,
+    /// Renewals that arrived.
+    renewals: usize,
 }
 
 /// Three nodes; the first leads all partitions; all are linked and the second and third redirect.
 #[derive(Clone)]
-struct Net(Arc<Mutex<World>>);
+pub(super) struct Net(Arc<Mutex<World>>);
 
 impl Net {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(World {
             swarm: SwarmId(7),
             leader: node(1),
             linked: vec![node(1), node(2), node(3)],
             moods: BTreeMap::new(),
             partitions: vec![StateMachine::default(); PARTITIONS as usize],
+            start: Instant::now(),
             index: 0,
             faults: VecDeque::new(),
             chaos: None,
@@ -82,6 +88,7 @@ impl Net {
             asked: Vec::new(),
             views: 0,
             wanted: Vec::new(),
+            renewals: 0,
         })))
     }
 
@@ -93,18 +100,35 @@ impl Net {
         self.world().faults.extend(faults);
     }
 
-    fn mood(&self, number: u8, mood: Mood) {
+    pub(super) fn mood(&self, number: u8, mood: Mood) {
         self.world().moods.insert(node(number), mood);
     }
 
-    fn client(&self) -> Client<Net> {
+    pub(super) fn client(&self) -> Client<Net> {
         self.client_drawing(1)
     }
 
-    fn client_drawing(&self, seed: u64) -> Client<Net> {
+    pub(super) fn client_drawing(&self, seed: u64) -> Client<Net> {
+        self.client_with(seed, Arc::default())
+    }
+
+    /// A client whose clock is ahead of the runtime's timers by so many milliseconds.
+    pub(super) fn client_with(&self, seed: u64, ahead: Arc<AtomicU64>) -> Client<Net> {
         let start = Instant::now();
-        let clock = move || Timestamp::ZERO + start.elapsed();
+        let clock =
+            move || Timestamp::ZERO + start.elapsed() + Duration::from_millis(ahead.load(Ordering::Relaxed));
         Client::new(self.clone(), Arc::new(clock), StdRng::seed_from_u64(seed))
+    }
+
+    pub(super) fn renewals(&self) -> usize {
+        self.world().renewals
+    }
+
+    /// From now on nobody is reached, or everybody again.
+    pub(super) fn cut(&self, cut: bool) {
+        for number in 1..=3 {
+            self.mood(number, if cut { Mood::Silent } else { Mood::Sound });
+        }
     }
 
     fn asked(&self) -> usize {
@@ -132,21 +156,31 @@ impl World {
         }
     }
 
+    /// What is due at the time of the runtime expires, as the leader would see to it.
+    fn advance(&mut self, partition: PartitionId) {
+        self.run(partition, None, Operation::Advance);
+    }
+
+    fn run(&mut self, partition: PartitionId, origin: Option<Origin>, operation: Operation) -> Reply {
+        self.index += 1;
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap();
+        let command = Command { time: PartitionTime(elapsed), origin, operation };
+        self.partitions[partition.0 as usize].apply(self.index, command)
+    }
+
     fn apply(&mut self, request: &Request) -> Response {
         match request {
             Request::Write { partition, origin, operation, .. } => {
-                self.index += 1;
-                let command = Command {
-                    time: PartitionTime(self.index),
-                    origin: Some(*origin),
-                    operation: operation.clone(),
-                };
-                Response::Reply(self.partitions[partition.0 as usize].apply(self.index, command))
+                self.renewals += usize::from(matches!(operation, Operation::Renew { .. }));
+                Response::Reply(self.run(*partition, Some(*origin), operation.clone()))
             }
-            Request::Read { partition, consistency, query, .. } => Response::Answer {
-                answer: self.partitions[partition.0 as usize].query(query),
-                stale: *consistency == Consistency::Stale,
-            },
+            Request::Read { partition, consistency, query, .. } => {
+                self.advance(*partition);
+                Response::Answer {
+                    answer: self.partitions[partition.0 as usize].query(query),
+                    stale: *consistency == Consistency::Stale,
+                }
+            }
             other => panic!("not about data: {other:?}"),
         }
     }
@@ -268,18 +302,14 @@ impl Rpc for Net {
 
 impl Net {
     async fn wait(&self, request: Request) -> Result<Response, RpcError> {
-        let Request::Wait { partition, key, seen, timeout_ms, .. } = request else {
+        let Request::Wait { partition, watch, timeout_ms, .. } = request else {
             panic!("no wait");
         };
         for _ in 0..timeout_ms {
             sleep(MS).await;
-            let query = Query::Get { key: key.clone() };
-            let answer = self.world().partitions[partition.0 as usize].query(&query);
-            if let crate::state_machine::Answer::Entry(Some(entry)) = &answer
-                && Some(entry.version) != seen
-            {
-                let stale = false;
-                return Ok(Response::Answer { answer, stale });
+            self.world().advance(partition);
+            if let Some(answer) = self.world().partitions[partition.0 as usize].look(&watch) {
+                return Ok(Response::Answer { answer, stale: false });
             }
         }
         Ok(Response::Unchanged)

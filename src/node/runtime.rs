@@ -312,12 +312,12 @@ impl Runtime {
                 Some(_) = self.merging.join_next(), if !self.merging.is_empty() => {}
                 () = tokio::time::sleep(wait) => {}
             }
-            self.notice_sleep().await;
             // Whatever else is ready, also when inputs never cease.
             while self.forwards.try_join_next().is_some() {}
             while let Ok(event) = self.net_events.try_recv() {
                 self.net_event(event);
             }
+            self.notice_sleep().await;
             // Links first: what a link delivers is queued after its coming up was noted.
             self.handle_links();
             for input in inputs.drain(..) {

@@ -17,7 +17,7 @@ use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
 use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
 use crate::ring::{PartitionCount, Ring};
-use crate::state_machine::{Operation, Query};
+use crate::state_machine::Operation;
 use crate::time::Timestamp;
 use crate::wire::{
     Consistency, MAX_WAIT_MS, MemberView, Message, PartitionStatus, Refusal, Request, Response, SwarmView,
@@ -334,13 +334,13 @@ impl Swarm {
                     self.driver.read(partition, tag, query, now);
                 }
             }
-            Request::Wait { partition, key, seen, timeout_ms, .. } => {
+            Request::Wait { partition, watch, timeout_ms, .. } => {
                 if self.waits.by_tag.len() >= MAX_WAITS {
                     return Err(Response::Refused(Refusal::Overloaded));
                 }
                 let timeout = Duration::from_millis(u64::from(timeout_ms.min(MAX_WAIT_MS)));
                 self.waits.insert(now + timeout, tag);
-                self.driver.wait(partition, tag, key, seen, now);
+                self.driver.wait(partition, tag, watch, now);
             }
             Request::View | Request::Status | Request::Ticket | Request::Leave => {}
         }
@@ -365,14 +365,11 @@ impl Swarm {
             }
             Request::Read { query, .. } => {
                 query.check().map_err(|error| error.to_string())?;
-                match query {
-                    Query::Get { key } => Some(key.as_slice()),
-                    Query::Scan { .. } => None,
-                }
+                query.key()
             }
-            Request::Wait { key, .. } => {
-                Query::Get { key: key.clone() }.check().map_err(|error| error.to_string())?;
-                Some(key.as_slice())
+            Request::Wait { watch, .. } => {
+                watch.check().map_err(|error| error.to_string())?;
+                Some(watch.key())
             }
             Request::View | Request::Status | Request::Ticket | Request::Leave => None,
         };

@@ -8,8 +8,8 @@ use super::group::Group;
 use super::message::{Body, GroupMessage, RaftKind};
 use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, Refusal};
-use crate::id::{NodeId, PartitionId, ReplicaId, Version};
-use crate::state_machine::{Operation, Origin, Query, StateMachine};
+use crate::id::{NodeId, PartitionId, ReplicaId};
+use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
 /// A frame is closed when it has so many bytes; one message may take it over that.
@@ -140,18 +140,11 @@ impl Driver {
         self.refuse_unless(served, tag);
     }
 
-    /// Reads a key as soon as its version is not `seen`; linearizable from the first look on. Ends with an
+    /// Answers as soon as what is watched has changed; linearizable from the first look on. Ends with an
     /// answer, with a refusal when leadership is lost, or by [`Driver::cancel`].
-    pub fn wait(
-        &mut self,
-        partition: PartitionId,
-        tag: u64,
-        key: Vec<u8>,
-        seen: Option<Version>,
-        now: Timestamp,
-    ) {
+    pub fn wait(&mut self, partition: PartitionId, tag: u64, watch: Watch, now: Timestamp) {
         self.advance_to(now);
-        let served = self.with(partition, |group, shared| group.wait(tag, key, seen, shared));
+        let served = self.with(partition, |group, shared| group.wait(tag, watch, shared));
         self.refuse_unless(served, tag);
     }
 

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{SessionId, SwarmId, Version};
+use super::lock::{
+    Claim, LockMode, MAX_HOLDERS, MAX_LEASE_MS, MAX_RENEWED, MIN_LEASE_MS, check_lease, check_note,
+};
+use crate::id::{FencingToken, SessionId, SwarmId, Version};
 
 /// Longest key, in bytes; the shortest is 1.
 pub const MAX_KEY_BYTES: usize = 4 * 1024;
@@ -119,12 +122,89 @@ pub enum Operation {
         /// What the first partition answered to this attempt's seal.
         epoch: Version,
     },
+    /// Take a lock, or a place in its queue. Answered by [`Reply::Granted`], [`Reply::Queued`],
+    /// [`Reply::NotAcquired`], [`Reply::AlreadyHeld`] or [`Reply::TooManyLocks`].
+    Acquire {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// For whom.
+        claim: Claim,
+        /// With whom it can be held at the same time.
+        mode: LockMode,
+        /// How long the holder, or the waiter, is believed without a renewal, in milliseconds.
+        lease_ms: u64,
+        /// Whether to wait if it is not free.
+        wait: bool,
+        /// What the holder says of itself.
+        #[serde(with = "serde_bytes")]
+        note: Vec<u8>,
+    },
+    /// Give leases their full length again: those of all that a session holds and waits for in the partition.
+    /// Answered by [`Reply::Renewed`].
+    Renew {
+        /// Any of the locks: it names the partition.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Whose.
+        session: SessionId,
+        /// Numbers of the session's claims; at most [`MAX_RENEWED`].
+        numbers: Vec<u64>,
+    },
+    /// Give up a lock, or a place in its queue. Answered by [`Reply::Released`] or [`Reply::NotHeld`].
+    Release {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Whose.
+        claim: Claim,
+    },
+    /// Change what a holder says of itself. Answered by [`Reply::Granted`] or [`Reply::NotHeld`].
+    Proclaim {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Whose.
+        claim: Claim,
+        /// What it says now.
+        #[serde(with = "serde_bytes")]
+        note: Vec<u8>,
+    },
+    /// Set a key, unless it was written with a higher token. Answered by [`Reply::Written`],
+    /// [`Reply::Fenced`] or [`Reply::TooManyFenced`].
+    PutFenced {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// Its new value.
+        #[serde(with = "serde_bytes")]
+        value: Vec<u8>,
+        /// Milliseconds until it expires; `None`: it stays.
+        ttl_ms: Option<u64>,
+        /// Of the lock under which this is written.
+        token: FencingToken,
+    },
+    /// Remove a key, unless it was written with a higher token. Answered by [`Reply::Deleted`],
+    /// [`Reply::Fenced`] or [`Reply::TooManyFenced`].
+    DeleteFenced {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// Of the lock under which this is removed.
+        token: FencingToken,
+    },
 }
 
 impl Operation {
-    /// The key that the operation is about, if any.
+    /// The key or lock that the operation is about, if any: it decides the partition.
     pub fn key(&self) -> Option<&[u8]> {
         match self {
+            Self::Acquire { name: key, .. }
+            | Self::Renew { name: key, .. }
+            | Self::Release { name: key, .. }
+            | Self::Proclaim { name: key, .. }
+            | Self::PutFenced { key, .. }
+            | Self::DeleteFenced { key, .. } => Some(key),
             Self::Put { key, .. }
             | Self::Delete { key }
             | Self::CompareAndSwap { key, .. }
@@ -148,11 +228,20 @@ impl Operation {
             check_key(key)?;
         }
         match self {
-            Self::Put { value, ttl_ms, .. } | Self::CompareAndSwap { value, ttl_ms, .. } => {
+            Self::Put { value, ttl_ms, .. }
+            | Self::CompareAndSwap { value, ttl_ms, .. }
+            | Self::PutFenced { value, ttl_ms, .. } => {
                 at_most("value", value, MAX_VALUE_BYTES)?;
                 check_ttl(*ttl_ms)
             }
             Self::Expire { ttl_ms, .. } => check_ttl(*ttl_ms),
+            Self::Acquire { mode, lease_ms, note, .. } => {
+                mode.check()?;
+                check_lease(*lease_ms)?;
+                check_note(note)
+            }
+            Self::Proclaim { note, .. } => check_note(note),
+            Self::Renew { numbers, .. } if numbers.len() > MAX_RENEWED => Err(LimitError::Renewals),
             _ => Ok(()),
         }
     }
@@ -178,6 +267,15 @@ pub enum LimitError {
     /// The shortest time to live is a millisecond.
     #[error("the time to live is zero, at least 1 ms is needed")]
     ZeroTtl,
+    /// A lease of another length would be no use.
+    #[error("a lease is between {MIN_LEASE_MS} ms and {} minutes long", MAX_LEASE_MS / 60_000)]
+    Lease,
+    /// A semaphore without permits, or with too many.
+    #[error("a semaphore has 1 to {MAX_HOLDERS} permits")]
+    Permits,
+    /// More claims in one renewal than allowed.
+    #[error("one renewal covers at most {MAX_RENEWED} claims")]
+    Renewals,
 }
 
 pub(super) fn check_key(key: &[u8]) -> Result<(), LimitError> {
@@ -253,4 +351,45 @@ pub enum Reply {
     },
     /// The leader's own command was applied.
     Advanced,
+    /// The claim holds the lock.
+    Granted {
+        /// Higher than that of every grant of the lock before.
+        token: FencingToken,
+    },
+    /// The claim waits for the lock.
+    Queued {
+        /// Holders and waiters before it.
+        ahead: u32,
+    },
+    /// Nothing changed: the lock is not free, and the claim was not to wait.
+    NotAcquired {
+        /// Holders and waiters before it.
+        ahead: u32,
+    },
+    /// Nothing changed: the claim holds the lock already.
+    AlreadyHeld {
+        /// Of its grant.
+        token: FencingToken,
+    },
+    /// Nothing changed: the lock, or the partition, has as many holders and waiters as it can have.
+    TooManyLocks,
+    /// The leases of these claims have their full length again; all others of the renewal are gone.
+    Renewed {
+        /// Number and, if it holds, token of each.
+        alive: Vec<(u64, Option<FencingToken>)>,
+    },
+    /// The claim neither holds the lock nor waits for it any more.
+    Released {
+        /// Whether it held it.
+        held: bool,
+    },
+    /// Nothing changed: the claim does not hold (or, when released, does not wait for) the lock.
+    NotHeld,
+    /// Nothing changed: the key was written with a higher token.
+    Fenced {
+        /// The highest.
+        current: FencingToken,
+    },
+    /// Nothing changed: too many keys of the partition were written with tokens.
+    TooManyFenced,
 }

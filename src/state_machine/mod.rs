@@ -11,7 +11,11 @@
 //! **Retries** are recognised by sessions: see [`MAX_DEADLINE`], [`SESSION_TTL`].
 
 mod command;
+mod fence;
 mod kv;
+mod lock;
+#[cfg(test)]
+mod lock_tests;
 mod query;
 mod session;
 mod snapshot;
@@ -21,7 +25,12 @@ mod tests;
 pub use command::{
     Command, LimitError, MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation, Origin, PartitionTime, Reply,
 };
-pub use query::{Answer, Entry, KeyBytes, MAX_SCAN_BYTES, MAX_SCAN_ENTRIES, Query};
+pub use fence::MAX_FENCED;
+pub use lock::{
+    Claim, LockMode, LockView, MAX_HOLDERS, MAX_LEASE_MS, MAX_LISTED, MAX_NOTE_BYTES, MAX_PLACES,
+    MAX_RENEWED, MAX_WAITERS, MIN_LEASE_MS, PlaceState, PlaceView,
+};
+pub use query::{Answer, Entry, KeyBytes, MAX_SCAN_BYTES, MAX_SCAN_ENTRIES, Query, Watch};
 pub use session::{
     MAX_DEADLINE, MAX_REMEMBERED, MAX_REMEMBERED_IN_ALL, MAX_SESSIONS, SESSION_GUARD, SESSION_TTL,
 };
@@ -30,7 +39,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::DecodeError;
 use crate::id::{SwarmId, Version};
+use fence::Fences;
 use kv::{Keys, Slot};
+use lock::{Locks, Wish};
 use session::Sessions;
 
 /// The state of one partition.
@@ -38,8 +49,10 @@ use session::Sessions;
 pub struct StateMachine {
     time: PartitionTime,
     keys: Keys,
+    fences: Fences,
+    locks: Locks,
     sessions: Sessions,
-    // Invariant: sealed.is_some() implies that there are no keys and no sessions.
+    // Invariant: sealed.is_some() implies that the state is_empty() and that there are no sessions.
     sealed: Option<Seal>,
 }
 
@@ -64,6 +77,7 @@ impl StateMachine {
     pub fn apply(&mut self, index: u64, command: Command) -> Reply {
         self.time = self.time.max(command.time);
         self.keys.expire(self.time);
+        self.locks.expire(Version(index), self.time);
         self.sessions.expire(self.time);
         if let Some(Seal { into, epoch, .. }) = self.sealed
             && command.operation.key().is_some()
@@ -118,6 +132,21 @@ impl StateMachine {
                 }
                 None => Reply::Unsealed,
             },
+            Operation::Acquire { name, claim, mode, lease_ms, wait, note } => {
+                let wish = Wish { name, claim, mode, lease_ms, note };
+                self.locks.acquire(wish, wait, version, self.time)
+            }
+            Operation::Renew { session, numbers, .. } => self.locks.renew(session, &numbers, self.time),
+            Operation::Release { name, claim } => self.locks.release(&name, claim, version, self.time),
+            Operation::Proclaim { name, claim, note } => self.locks.proclaim(&name, claim, note, version),
+            Operation::PutFenced { key, value, ttl_ms, token } => match self.fences.pass(&key, token) {
+                Ok(()) => self.set(key, value, version, ttl_ms),
+                Err(answer) => answer,
+            },
+            Operation::DeleteFenced { key, token } => match self.fences.pass(&key, token) {
+                Ok(()) => Reply::Deleted { existed: self.keys.remove(key) },
+                Err(answer) => answer,
+            },
         }
     }
 
@@ -162,6 +191,27 @@ impl StateMachine {
         match query {
             Query::Get { key } => Answer::Entry(self.keys.entry(key, self.time)),
             Query::Scan { prefix, after, limit } => self.keys.page(prefix, after, *limit, self.time),
+            Query::Lock { name } => Answer::Lock(self.locks.view(name, self.time)),
+            Query::Place { claim, .. } => Answer::Place(self.locks.place_state(*claim)),
+            Query::Locks { after, limit } => self.locks.page(after, *limit, self.time),
+        }
+    }
+
+    /// The answer to a wait, if what it waits for is so.
+    pub fn look(&self, watch: &Watch) -> Option<Answer> {
+        match watch {
+            // A key that is gone is no news: there is nothing to answer with.
+            Watch::Key { key, seen } if self.version(key).is_some_and(|version| Some(version) != *seen) => {
+                Some(Answer::Entry(self.keys.entry(key, self.time)))
+            }
+            Watch::Place { claim, .. } => match self.locks.place_state(*claim) {
+                PlaceState::Waiting { .. } => None,
+                state => Some(Answer::Place(state)),
+            },
+            Watch::Lock { name, seen } if self.locks.changed(name) != *seen => {
+                Some(Answer::Lock(self.locks.view(name, self.time)))
+            }
+            Watch::Key { .. } | Watch::Lock { .. } => None,
         }
     }
 
@@ -175,12 +225,10 @@ impl StateMachine {
         self.time
     }
 
-    /// When something is next due (a key or a session): the leader then proposes [`Operation::Advance`].
+    /// When something is next due (a key, a lease, a session): the leader then proposes [`Operation::Advance`].
     pub fn next_due(&self) -> Option<PartitionTime> {
-        match (self.keys.next_due(), self.sessions.next_due()) {
-            (Some(key), Some(session)) => Some(key.min(session)),
-            (key, session) => key.or(session),
-        }
+        let due = [self.keys.next_due(), self.locks.next_due(), self.sessions.next_due()];
+        due.into_iter().flatten().min()
     }
 
     /// The swarm into which this one dissolves, if the partition is sealed.
@@ -193,14 +241,15 @@ impl StateMachine {
         self.keys.len()
     }
 
-    /// Whether no key is held.
+    /// Whether nothing is held that somebody may rely on: no key, no lock, and no token that a key was written
+    /// with.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len() == 0 && self.locks.is_empty() && self.fences.len() == 0
     }
 
-    /// Bytes of keys and values held.
+    /// Bytes of keys and values held, and of what is known of locks and tokens.
     pub fn bytes(&self) -> usize {
-        self.keys.bytes()
+        self.keys.bytes() + self.locks.bytes() + self.fences.bytes()
     }
 
     /// Everything, encoded: what [`StateMachine::restore`] reads. Equal states have equal snapshots.

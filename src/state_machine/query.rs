@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::{LimitError, MAX_KEY_BYTES, at_most, check_key};
+use super::lock::{Claim, LockView, PlaceState};
 use crate::id::Version;
 
 /// Most entries of one page of a scan.
@@ -30,16 +31,48 @@ pub enum Query {
         /// At most so many entries; bounded by [`MAX_SCAN_ENTRIES`].
         limit: u32,
     },
+    /// Who holds a lock and who waits for it. Answered by [`Answer::Lock`].
+    Lock {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
+    /// How a claim is. Answered by [`Answer::Place`].
+    Place {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Whose.
+        claim: Claim,
+    },
+    /// The partition's locks that are held, in the order of the bytes of their names. Answered by
+    /// [`Answer::Locks`].
+    Locks {
+        /// Begin behind this lock; empty: at the first.
+        #[serde(with = "serde_bytes")]
+        after: Vec<u8>,
+        /// At most so many; bounded by [`MAX_LISTED`](super::MAX_LISTED).
+        limit: u32,
+    },
 }
 
 impl Query {
+    /// The key or lock that the question is about, if it is about one.
+    pub fn key(&self) -> Option<&[u8]> {
+        match self {
+            Self::Get { key } | Self::Lock { name: key } | Self::Place { name: key, .. } => Some(key),
+            Self::Scan { .. } | Self::Locks { .. } => None,
+        }
+    }
+
     /// Whether the question is within the limits; to be asked before it is sent and before it is answered.
     ///
     /// # Errors
     /// The limit that it exceeds.
     pub fn check(&self) -> Result<(), LimitError> {
         match self {
-            Self::Get { key } => check_key(key),
+            Self::Get { key } | Self::Lock { name: key } | Self::Place { name: key, .. } => check_key(key),
+            Self::Locks { after, .. } => at_most("name to go on from", after, MAX_KEY_BYTES),
             Self::Scan { prefix, after, .. } => [("prefix", prefix), ("key to go on from", after)]
                 .into_iter()
                 .try_for_each(|(what, bytes)| at_most(what, bytes, MAX_KEY_BYTES)),
@@ -59,6 +92,63 @@ pub enum Answer {
         /// Whether there are more behind the last.
         more: bool,
     },
+    /// To [`Query::Lock`]: who holds it, or `None` if nobody does.
+    Lock(Option<LockView>),
+    /// To [`Query::Place`].
+    Place(PlaceState),
+    /// To [`Query::Locks`].
+    Locks {
+        /// In the order of their names.
+        locks: Vec<(KeyBytes, LockView)>,
+        /// Whether there are more behind the last.
+        more: bool,
+    },
+}
+
+/// A change to wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watch {
+    /// A key is there in another version than `seen`. Answered by [`Answer::Entry`].
+    Key {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// The version that the caller knows; `None`: it knows the key as absent.
+        seen: Option<Version>,
+    },
+    /// A claim no longer waits: it holds the lock, or has lost its place. Answered by [`Answer::Place`].
+    Place {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Whose.
+        claim: Claim,
+    },
+    /// A lock's holders or their notes have changed. Answered by [`Answer::Lock`].
+    Lock {
+        /// The lock.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// The [`LockView::version`] that the caller knows; `None`: it knows the lock as free.
+        seen: Option<Version>,
+    },
+}
+
+impl Watch {
+    /// The key or lock that is watched.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Self::Key { key, .. } | Self::Place { name: key, .. } | Self::Lock { name: key, .. } => key,
+        }
+    }
+
+    /// Whether the watch is within the limits; to be asked before it is sent and before it is kept.
+    ///
+    /// # Errors
+    /// The limit that it exceeds.
+    pub fn check(&self) -> Result<(), LimitError> {
+        check_key(self.key())
+    }
 }
 
 /// A key in a page.

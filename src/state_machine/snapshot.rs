@@ -13,12 +13,13 @@ use sha1::{Digest, Sha1};
 
 use super::command::{PartitionTime, Reply};
 use super::kv::Slot;
+use super::lock::{Claim, LockMode, Place};
 use super::{Seal, StateMachine};
 use crate::codec::DecodeError;
-use crate::id::{SessionId, Version};
+use crate::id::{FencingToken, SessionId, Version};
 
 /// First byte of every snapshot.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// The SHA-1 of everything before it. It is against damage, not against forgery: whoever may send snapshots
 /// may write keys.
 const CHECKSUM_BYTES: usize = 20;
@@ -28,7 +29,15 @@ const LENGTH_BYTES: usize = 4;
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
     /// The first and only the first.
-    Header { time: PartitionTime, sealed: Option<Seal>, keys: u64, sessions: u64 },
+    Header {
+        time: PartitionTime,
+        sealed: Option<Seal>,
+        keys: u64,
+        fences: u64,
+        places: u64,
+        last_token: FencingToken,
+        sessions: u64,
+    },
     /// In the order of keys.
     Key {
         #[serde(borrow, with = "serde_bytes")]
@@ -38,7 +47,32 @@ enum Record<'a> {
         version: Version,
         expiry: Option<PartitionTime>,
     },
-    /// In the order of ids.
+    /// In the order of keys, behind all keys.
+    Fence {
+        #[serde(borrow, with = "serde_bytes")]
+        key: &'a [u8],
+        token: FencingToken,
+    },
+    /// In the order of names, behind all fences.
+    Lock {
+        #[serde(borrow, with = "serde_bytes")]
+        name: &'a [u8],
+        changed: Version,
+    },
+    /// In the order of claims, behind all locks.
+    Place {
+        claim: Claim,
+        #[serde(borrow, with = "serde_bytes")]
+        name: &'a [u8],
+        mode: LockMode,
+        lease_ms: u64,
+        expiry: PartitionTime,
+        #[serde(borrow, with = "serde_bytes")]
+        note: &'a [u8],
+        arrival: Version,
+        token: Option<FencingToken>,
+    },
+    /// In the order of ids, behind all places.
     Session { id: SessionId, floor: u64, seen: PartitionTime },
     /// Of the session before it, in the order of numbers.
     Answer { sequence: u64, reply: Reply },
@@ -52,11 +86,26 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
             time: state.time,
             sealed: state.sealed,
             keys: state.keys.len() as u64,
+            fences: state.fences.len() as u64,
+            places: state.locks.len() as u64,
+            last_token: state.locks.last_token(),
             sessions: state.sessions.len() as u64,
         },
     );
     for (key, slot) in state.keys.iter() {
         push(&mut out, &Record::Key { key, value: &slot.value, version: slot.version, expiry: slot.expiry });
+    }
+    for (key, token) in state.fences.iter() {
+        push(&mut out, &Record::Fence { key, token });
+    }
+    for (name, changed) in state.locks.versions() {
+        push(&mut out, &Record::Lock { name, changed });
+    }
+    for (claim, place) in state.locks.iter() {
+        let Place { name, mode, lease_ms, expiry, note, arrival, token } = place;
+        let (mode, lease_ms, expiry, arrival, token) = (*mode, *lease_ms, *expiry, *arrival, *token);
+        let claim = *claim;
+        push(&mut out, &Record::Place { claim, name, mode, lease_ms, expiry, note, arrival, token });
     }
     for (id, session) in state.sessions.iter() {
         push(&mut out, &Record::Session { id: *id, floor: session.floor, seen: session.seen });
@@ -82,43 +131,84 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
     let Some((&FORMAT, mut records)) = body.split_first() else {
         return Err(malformed("snapshot of another format"));
     };
-    let Some(Record::Header { time, sealed, keys, sessions }) = next(&mut records)? else {
+    let Some(Record::Header { time, sealed, keys, fences, places, last_token, sessions }) =
+        next(&mut records)?
+    else {
         return Err(malformed("snapshot without a header"));
     };
     let mut state = StateMachine { time, sealed, ..StateMachine::default() };
-    let mut last_key: Option<&[u8]> = None;
-    let mut last_session = None;
+    state.locks.restore_last_token(last_token);
+    let mut last: Option<Rank<'_>> = None;
     while let Some(record) = next(&mut records)? {
-        match record {
-            Record::Header { .. } => return Err(malformed("snapshot with two headers")),
+        let rank = rank(&record, last);
+        if rank.is_none() || last >= rank {
+            return Err(malformed("snapshot's records are out of order"));
+        }
+        last = rank;
+        let fits = match record {
+            Record::Header { .. } => false,
             Record::Key { key, value, version, expiry } => {
-                if last_key.is_some_and(|last| last >= key) || last_session.is_some() {
-                    return Err(malformed("snapshot's records are out of order"));
-                }
-                last_key = Some(key);
                 let value = value.to_vec();
                 state.keys.insert(key.to_vec(), Slot { value, version, expiry });
+                true
             }
-            Record::Session { id, floor, seen } => {
-                if last_session.is_some_and(|last| last >= id) || !state.sessions.restore(id, floor, seen) {
-                    return Err(malformed("snapshot's records are out of order"));
-                }
-                last_session = Some(id);
+            Record::Fence { key, token } => {
+                state.fences.restore(key.to_vec(), token);
+                true
             }
+            Record::Lock { name, changed } => {
+                state.locks.restore_lock(name.to_vec(), changed);
+                true
+            }
+            Record::Place { claim, name, mode, lease_ms, expiry, note, arrival, token } => {
+                let (name, note) = (name.to_vec(), note.to_vec());
+                let place = Place { name, mode, lease_ms, expiry, note, arrival, token };
+                state.locks.restore_place(claim, place)
+            }
+            Record::Session { id, floor, seen } => state.sessions.restore(id, floor, seen),
             Record::Answer { sequence, reply } => {
-                if !last_session.is_some_and(|id| state.sessions.restore_answer(id, sequence, reply)) {
-                    return Err(malformed("snapshot's answer without its session"));
-                }
+                matches!(rank, Some(Rank::Session(id, _)) if state.sessions.restore_answer(id, sequence, reply))
             }
+        };
+        if !fits {
+            return Err(malformed("snapshot's record contradicts those before it"));
         }
     }
-    if (state.keys.len() as u64, state.sessions.len() as u64) != (keys, sessions) {
+    let found = [state.keys.len(), state.fences.len(), state.locks.len(), state.sessions.len()];
+    if found.map(|count| count as u64) != [keys, fences, places, sessions] || !state.locks.is_whole() {
         return Err(malformed("snapshot's records are missing"));
     }
     if state.sealed.is_some() && !state.is_empty() {
         return Err(malformed("snapshot is sealed and holds keys"));
     }
     Ok(state)
+}
+
+/// Where a record stands in the order of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank<'a> {
+    Key(&'a [u8]),
+    Fence(&'a [u8]),
+    Lock(&'a [u8]),
+    Place(Claim),
+    /// The session itself, then its answers.
+    Session(SessionId, Option<u64>),
+}
+
+/// `None`: the record cannot stand behind `last`.
+fn rank<'a>(record: &Record<'a>, last: Option<Rank<'_>>) -> Option<Rank<'a>> {
+    match (record, last) {
+        (Record::Header { .. }, _) => None,
+        (Record::Key { key, .. }, _) => Some(Rank::Key(key)),
+        (Record::Fence { key, .. }, _) => Some(Rank::Fence(key)),
+        (Record::Lock { name, .. }, _) => Some(Rank::Lock(name)),
+        (Record::Place { claim, .. }, _) => Some(Rank::Place(*claim)),
+        (Record::Session { id, .. }, _) => Some(Rank::Session(*id, None)),
+        (Record::Answer { sequence, .. }, Some(Rank::Session(id, _))) => {
+            Some(Rank::Session(id, Some(*sequence)))
+        }
+        (Record::Answer { .. }, _) => None,
+    }
 }
 
 fn push(out: &mut Vec<u8>, record: &Record<'_>) {

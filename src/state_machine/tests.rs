@@ -3,7 +3,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::SessionId;
+use crate::id::{FencingToken, SessionId};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -35,7 +35,7 @@ impl Partition {
     fn get(&self, key: &str) -> Option<Entry> {
         match self.state.query(&Query::Get { key: key.into() }) {
             Answer::Entry(entry) => entry,
-            page @ Answer::Page { .. } => panic!("{page:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -46,7 +46,7 @@ impl Partition {
                 entries.into_iter().map(|(key, _)| String::from_utf8(key.into_vec()).unwrap()).collect(),
                 more,
             ),
-            entry @ Answer::Entry(_) => panic!("{entry:?}"),
+            other => panic!("{other:?}"),
         }
     }
 }
@@ -348,10 +348,7 @@ impl Model {
                 Some((_, value, ..)) => (value, due(ttl_ms), Reply::Written { version }),
                 None => return Reply::NotFound,
             },
-            Operation::Advance
-            | Operation::Seal { .. }
-            | Operation::Unseal { .. }
-            | Operation::Dissolve { .. } => unreachable!(),
+            _ => unreachable!(),
         };
         self.keys.retain(|(found, ..)| found != key);
         self.keys.push((key.to_vec(), value, index, due));
@@ -396,8 +393,25 @@ fn origins() -> impl Strategy<Value = Option<Origin>> {
     })
 }
 
-/// A state with keys, sessions and answers in it.
+/// Operations on locks, and writes with tokens.
+fn lock_operations() -> impl Strategy<Value = Operation> {
+    let name = || "[ab]".prop_map(String::into_bytes);
+    let claim =
+        || (0u128..3, 0u64..5).prop_map(|(session, number)| Claim { session: SessionId(session), number });
+    prop_oneof![
+        (name(), claim(), any::<bool>(), 1u64..DAY_MS).prop_map(|(name, claim, alone, lease_ms)| {
+            let mode = if alone { LockMode::Exclusive } else { LockMode::Permit { of: 2 } };
+            Operation::Acquire { name, claim, mode, lease_ms, wait: true, note: b"note".to_vec() }
+        }),
+        (name(), claim()).prop_map(|(name, claim)| Operation::Release { name, claim }),
+        (name(), 0u64..9)
+            .prop_map(|(key, token)| Operation::DeleteFenced { key, token: FencingToken(token) }),
+    ]
+}
+
+/// A state with keys, locks, sessions and answers in it.
 fn states() -> impl Strategy<Value = StateMachine> {
+    let operations = || prop_oneof![operations(), lock_operations()];
     vec((origins(), 0u64..DAY_MS / 100, operations()), 0..80).prop_map(|steps| {
         let mut partition = Partition::default();
         for (origin, time, operation) in steps {

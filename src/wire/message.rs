@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NodeId, PartitionId, SwarmId, Version};
+use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::replication::GroupMessage;
-use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
+use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
 
 /// Spoken by this build. Peers that speak another one are refused when the link is made.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 
 /// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
 pub const MAX_WAIT_MS: u32 = 30_000;
@@ -51,18 +51,15 @@ pub enum Request {
         /// Sent on by a node that cannot answer: not to be sent on again.
         forwarded: bool,
     },
-    /// Read a key as soon as its version is not `seen` (`None`: as soon as it is there). Linearizable.
-    /// Answered by [`Response::Answer`] with the entry, or by [`Response::Unchanged`].
+    /// Wait until something has changed. Linearizable. Answered by [`Response::Answer`], or by
+    /// [`Response::Unchanged`].
     Wait {
         /// The swarm that is meant: partitions and the numbers of writes are its own.
         swarm: SwarmId,
-        /// The partition that the key belongs to.
+        /// The partition that the key or lock belongs to.
         partition: PartitionId,
-        /// The key.
-        #[serde(with = "serde_bytes")]
-        key: Vec<u8>,
-        /// The version that the caller knows; `None`: it knows the key as absent.
-        seen: Option<Version>,
+        /// What to wait for.
+        watch: Watch,
         /// How long to wait, in milliseconds; then [`Response::Unchanged`]. Bounded by [`MAX_WAIT_MS`].
         timeout_ms: u32,
         /// Sent on by a node that is not the leader: not to be sent on again.
@@ -105,7 +102,7 @@ pub enum Response {
         /// Whether it may be old: it was asked for as stale.
         stale: bool,
     },
-    /// The time of a [`Request::Wait`] is up and the key is at the version that the caller knows.
+    /// The time of a [`Request::Wait`] is up and nothing has changed.
     Unchanged,
     /// The swarm as the node sees it.
     View(SwarmView),

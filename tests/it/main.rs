@@ -2,4 +2,5 @@
 
 mod checker;
 mod lab;
+mod locks;
 mod swarm;

@@ -11,29 +11,29 @@ use tokio::sync::broadcast;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A machine of its own: nodes on it find each other through its runtime directory.
-fn machine() -> TempDir {
+pub(super) fn machine() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn on(machine: &TempDir) -> NodeBuilder {
+pub(super) fn on(machine: &TempDir) -> NodeBuilder {
     Node::builder().port(0).runtime_directory(machine.path().join("run"))
 }
 
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, future).await {
         Ok(value) => value,
         Err(_) => panic!("not within {LIMIT:?}: {what}"),
     }
 }
 
-async fn start(builder: NodeBuilder) -> Node {
+pub(super) async fn start(builder: NodeBuilder) -> Node {
     let node = builder.start().await.unwrap();
     within("the node has a swarm", node.ready()).await;
     node
 }
 
 /// Waits until every node sees exactly so many members alive, and every partition `replicas` voters.
-async fn settled(nodes: &[&Node], replicas: usize) {
+pub(super) async fn settled(nodes: &[&Node], replicas: usize) {
     let all_in_place = async {
         for node in nodes {
             loop {
@@ -182,6 +182,33 @@ async fn a_visitor_reads_and_writes_and_is_no_member() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_still_looking_stops_at_once() {
+    let machine = machine();
+    let joiner = on(&machine).join(["127.0.0.1:9"]).start().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), joiner.leave()).await.expect("it stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_node_is_gone_even_if_a_client_of_it_lives_on() {
+    let machine = machine();
+    let first = start(on(&machine)).await;
+    let second = start(on(&machine)).await;
+    settled(&[&first, &second], 2).await;
+    let (gone, _client) = (second.id(), second.client());
+    drop(second);
+    let unlinked = async {
+        loop {
+            let status = first.client().status(first.id()).await.unwrap();
+            if !status.links.contains(&gone) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the link is cut", unlinked).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_joiner_dials_the_address_again_after_the_node_there_was_replaced() {
     let (one, other) = (machine(), machine());
     let secret = Secret::random();
@@ -209,31 +236,4 @@ async fn a_joiner_dials_the_address_again_after_the_node_there_was_replaced() {
     let again = within("another node listens there", replaced).await;
     within("the joiner is in its swarm", joiner.ready()).await;
     assert_eq!(joiner.swarm(), again.swarm());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_still_looking_stops_at_once() {
-    let machine = machine();
-    let joiner = on(&machine).join(["127.0.0.1:9"]).start().await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), joiner.leave()).await.expect("it stops");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_node_is_gone_even_if_a_client_of_it_lives_on() {
-    let machine = machine();
-    let first = start(on(&machine)).await;
-    let second = start(on(&machine)).await;
-    settled(&[&first, &second], 2).await;
-    let (gone, _client) = (second.id(), second.client());
-    drop(second);
-    let unlinked = async {
-        loop {
-            let status = first.client().status(first.id()).await.unwrap();
-            if !status.links.contains(&gone) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    within("the link is cut", unlinked).await;
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::connect::{Client, Session, Target, connect};
 use super::exit::Failure;
 use super::render::Output;
-use crate::client::Error;
+use crate::client::{Error, LockError};
 use report::Report;
 
 /// Most operations under way at the same time: each is a task and a histogram in this process.
@@ -47,6 +47,8 @@ pub(super) enum Mix {
     Get,
     /// Half of each.
     Mixed,
+    /// Takes and releases locks: each client its own, as far as there are keys; so one key is one contended lock.
+    Lock,
 }
 
 /// `bench`.
@@ -79,11 +81,11 @@ impl Bench {
             sessions.push(connect(target).await?);
         }
         let first = &sessions[0].client;
-        if self.mix != Mix::Put {
+        if matches!(self.mix, Mix::Get | Mix::Mixed) {
             self.load(first).await?;
         }
         let report = self.measure(&sessions).await?;
-        if !self.keep {
+        if !self.keep && self.mix != Mix::Lock {
             self.clear(first).await?;
         }
         output.answer(|| report.text(), || report.json())?;
@@ -134,6 +136,7 @@ impl Bench {
                 let client = if self.stale { session.client.stale() } else { session.client.clone() };
                 let worker = Worker {
                     client,
+                    lock: key((number * self.pipeline + lane) % self.keys),
                     plan: self.clone(),
                     // The same choice of keys in each run, another one in each worker.
                     rng: StdRng::seed_from_u64((number * self.pipeline + lane) as u64),
@@ -177,6 +180,7 @@ impl Bench {
             latencies: tally.latencies,
             errors: tally.errors,
             missing: tally.missing,
+            cycles: (tally.fewest, tally.most),
             per_second,
         })
     }
@@ -191,13 +195,16 @@ struct Tally {
     errors: BTreeMap<String, u64>,
     /// Gets that found nothing.
     missing: u64,
+    /// Of the worker that did least, and of the one that did most.
+    fewest: u64,
+    most: u64,
 }
 
 impl Tally {
     fn new() -> Result<Self, Failure> {
         let latencies = Histogram::new_with_bounds(LEAST_NANOS, MOST_NANOS, DIGITS)
             .map_err(|error| Failure::other(format!("histogram: {error}")))?;
-        Ok(Self { latencies, errors: BTreeMap::new(), missing: 0 })
+        Ok(Self { latencies, errors: BTreeMap::new(), missing: 0, fewest: u64::MAX, most: 0 })
     }
 
     fn add(&mut self, other: &Self) {
@@ -207,12 +214,16 @@ impl Tally {
             *self.errors.entry(kind.clone()).or_insert(0) += count;
         }
         self.missing += other.missing;
+        self.fewest = self.fewest.min(other.latencies.len());
+        self.most = self.most.max(other.latencies.len());
     }
 }
 
 /// One operation after the other.
 struct Worker {
     client: Client,
+    /// The lock that it takes, when it takes locks.
+    lock: Vec<u8>,
     plan: Bench,
     rng: StdRng,
     done: Arc<AtomicU64>,
@@ -225,15 +236,17 @@ impl Worker {
             let key = key(self.rng.random_range(0..self.plan.keys));
             let write = match self.plan.mix {
                 Mix::Put => true,
-                Mix::Get => false,
+                Mix::Get | Mix::Lock => false,
                 Mix::Mixed => self.rng.random(),
             };
             let value = if write { value(&mut self.rng, self.plan.value_bytes) } else { Vec::new() };
             let start = Instant::now();
-            let outcome = if write {
-                self.client.put(key, value).await.map(|_| true)
+            let outcome = if self.plan.mix == Mix::Lock {
+                self.cycle().await.map(|()| true)
+            } else if write {
+                self.client.put(key, value).await.map(|_| true).map_err(LockError::from)
             } else {
-                self.client.get(key).await.map(|entry| entry.is_some())
+                self.client.get(key).await.map(|entry| entry.is_some()).map_err(LockError::from)
             };
             let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             match outcome {
@@ -247,10 +260,14 @@ impl Worker {
         }
         self.tally
     }
+
+    async fn cycle(&self) -> Result<(), LockError> {
+        self.client.lock(self.lock.as_slice()).acquire().await?.release().await
+    }
 }
 
 /// The words of an error before its details, which differ from case to case.
-fn kind(error: &Error) -> String {
+fn kind(error: &LockError) -> String {
     let text = error.to_string();
     text.split(':').next().unwrap_or_default().to_owned()
 }

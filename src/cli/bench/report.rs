@@ -26,6 +26,8 @@ pub(super) struct Report {
     pub(super) errors: BTreeMap<String, u64>,
     /// Gets that found nothing.
     pub(super) missing: u64,
+    /// Successful operations of the worker that did fewest, and of the one that did most.
+    pub(super) cycles: (u64, u64),
     /// Successful operations in each full second.
     pub(super) per_second: Vec<u64>,
 }
@@ -54,6 +56,7 @@ impl Report {
             Mix::Get => "get",
             Mix::Mixed if self.plan.stale => "put and get (stale)",
             Mix::Mixed => "put and get",
+            Mix::Lock => "lock and unlock",
         }
     }
 
@@ -86,6 +89,11 @@ impl Report {
                 units::count(*fastest)
             );
         }
+        if plan.mix == Mix::Lock {
+            let (fewest, most) = self.cycles;
+            let (fewest, most) = (units::count(fewest), units::count(most));
+            let _ = write!(text, "\nfairness  {fewest} to {most} cycles in each lane");
+        }
         if self.missing > 0 {
             let _ = write!(text, "\nmissing   {} gets found nothing", units::count(self.missing));
         }
@@ -108,7 +116,7 @@ impl Report {
         latency.insert("max".to_owned(), json!(micros(self.latencies.max())));
         let plan = &self.plan;
         json!({
-            "op": match plan.mix { Mix::Put => "put", Mix::Get => "get", Mix::Mixed => "mixed" },
+            "op": match plan.mix { Mix::Put => "put", Mix::Get => "get", Mix::Mixed => "mixed", Mix::Lock => "lock" },
             "stale": plan.stale,
             "clients": plan.clients,
             "pipeline": plan.pipeline,
@@ -120,6 +128,8 @@ impl Report {
             "ops_per_second": self.rate(),
             "latency_us": latency,
             "per_second": self.per_second,
+            "fewest_per_lane": self.cycles.0,
+            "most_per_lane": self.cycles.1,
             "missing": self.missing,
             "failed": self.failed(),
             "errors": self.errors,
@@ -152,6 +162,7 @@ mod tests {
             latencies,
             errors: BTreeMap::new(),
             missing: 0,
+            cycles: (500, 500),
             per_second: vec![400, 600],
         }
     }

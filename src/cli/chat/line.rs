@@ -45,6 +45,18 @@ pub(super) enum Line {
         /// The key.
         key: String,
     },
+    /// Take a lock.
+    Lock {
+        /// The lock.
+        name: String,
+    },
+    /// Give it back.
+    Unlock {
+        /// The lock.
+        name: String,
+    },
+    /// Who holds which lock.
+    Locks,
     /// The members of the swarm.
     Members,
     /// Who holds how much.
@@ -73,6 +85,9 @@ pub(super) const COMMANDS: &[(&str, &str)] = &[
     ("/cas KEY VERSION|absent VALUE", "set a key only if it is at that version"),
     ("/scan [PREFIX]", "list keys"),
     ("/where KEY", "show who holds a key"),
+    ("/lock NAME", "take a lock; it is held until /unlock or /quit"),
+    ("/unlock NAME", "give a lock to the next"),
+    ("/locks", "show who holds which lock"),
     ("/members", "show the swarm's members"),
     ("/ring", "show who holds how much"),
     ("/who", "show who is in the room"),
@@ -130,6 +145,9 @@ pub(super) fn parse(line: &str) -> Result<Line, String> {
             ("scan", []) => Line::Scan { prefix: String::new() },
             ("scan", [prefix]) => Line::Scan { prefix: prefix.clone() },
             ("where", [key]) => Line::Where { key: key.clone() },
+            ("lock", [name]) if !name.is_empty() => Line::Lock { name: name.clone() },
+            ("unlock", [name]) => Line::Unlock { name: name.clone() },
+            ("locks", []) => Line::Locks,
             ("join", [address]) => Line::Join { address: address.clone() },
             ("nick", [nick]) => Line::Nick { nick: check_name(nick)? },
             ("members", []) => Line::Members,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use rand::RngExt as _;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 pub(super) use line::check_name;
 
@@ -24,8 +24,9 @@ use super::connect::{Client, Session, Target, connect};
 use super::exit::Failure;
 use super::inspect::{self, Place};
 use super::kv::entry_line;
+use super::lock;
 use super::render::{Output, note, printable};
-use crate::client::Error;
+use crate::client::{Error, LockGuard};
 use crate::id::{NodeId, Version};
 use crate::net::Net;
 use crate::wire::SwarmView;
@@ -92,8 +93,10 @@ struct Talk {
     /// Number of the last message sent.
     said: u64,
     nick: watch::Sender<String>,
+    /// Locks held, each with the task that tells of its loss.
+    held: BTreeMap<String, (LockGuard<Net>, AbortHandle)>,
     /// Ends with this.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Talk {
@@ -120,7 +123,7 @@ impl Talk {
         tasks.spawn(hear(listener, scene.screen.clone(), scene.from, shown_sender));
         tasks.spawn(look(session.client.clone(), view, scene.screen.clone()));
         tasks.spawn(stay(room.clone(), nick_receiver, scene.from));
-        Ok(Self { scene, session, room, shown, said: 0, nick, _tasks: tasks })
+        Ok(Self { scene, session, room, shown, said: 0, nick, held: BTreeMap::new(), tasks })
     }
 
     /// Does what a line says; false: the person leaves.
@@ -173,6 +176,16 @@ impl Talk {
                 let view = client.view().await?;
                 Place::of(key.as_bytes(), &view)?.text(&view)
             }
+            Line::Lock { name } => self.take_lock(name).await?,
+            Line::Unlock { name } => match self.held.remove(&name) {
+                Some((guard, warner)) => {
+                    warner.abort();
+                    guard.release().await?;
+                    format!("`{name}` is free")
+                }
+                None => format!("you do not hold `{name}`"),
+            },
+            Line::Locks => locks(client).await?,
             Line::Members => inspect::members_text(&client.view().await?, output),
             Line::Ring => inspect::ring_text(&client.view().await?, output),
             Line::Who => self.room.who().await?.join(", "),
@@ -187,6 +200,27 @@ impl Talk {
                 return Ok(None);
             }
         }))
+    }
+
+    /// Takes a lock, and tells when it is lost.
+    async fn take_lock(&mut self, name: String) -> Result<String, Failure> {
+        if let Some((guard, _)) = self.held.get(&name)
+            && guard.is_held()
+        {
+            return Ok(format!("you hold `{name}` already (token {})", guard.token()));
+        }
+        let lock = self.session.client.lock(name.as_str()).note(self.scene.nick.as_str());
+        let guard = lock.wait(self.scene.target.timeout).acquire().await?;
+        let (lost, screen) = (guard.lost(), self.scene.screen.clone());
+        let line = format!("you have lost the lock `{name}`");
+        let warner = self.tasks.spawn(async move {
+            lost.await;
+            // A screen that is gone needs no news.
+            let _ = screen.line(&line);
+        });
+        let answer = format!("you hold `{name}` (token {})", guard.token());
+        self.held.insert(name, (guard, warner));
+        Ok(answer)
     }
 
     /// Goes on talking through another node; stays where it is if that does not answer.
@@ -208,6 +242,11 @@ impl Talk {
             if tokio::time::timeout(self.scene.target.timeout, all_shown).await.is_err() {
                 note("roundtable: what was said last was written, but not heard back in time");
             }
+        }
+        for (guard, warner) in std::mem::take(&mut self.held).into_values() {
+            warner.abort();
+            // If nobody answers, the lease ends by itself.
+            drop(guard.release().await);
         }
         // If nobody answers, presence expires by itself.
         let _ = self.room.be_gone(self.scene.from).await;
@@ -285,6 +324,19 @@ async fn scan(client: &Client, prefix: String) -> Result<String, Error> {
     }
     if lines.is_empty() {
         lines.push("no keys".to_owned());
+    }
+    Ok(lines.join("\n"))
+}
+
+async fn locks(client: &Client) -> Result<String, Error> {
+    let mut locks = std::pin::pin!(client.locks().take(MAX_SHOWN));
+    let mut lines = Vec::new();
+    while let Some(lock) = locks.next().await {
+        let (name, lock) = lock?;
+        lines.push(lock::text(&name, &lock));
+    }
+    if lines.is_empty() {
+        lines.push("no locks".to_owned());
     }
     Ok(lines.join("\n"))
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::reads::{Read, Round};
 use super::{Group, Shared};
-use crate::id::{NodeId, ReplicaId, Version};
+use crate::id::{NodeId, ReplicaId};
 use crate::replication::convert;
 use crate::replication::message::Body;
-use crate::state_machine::{Operation, PartitionTime};
+use crate::state_machine::{Operation, PartitionTime, Watch};
 use crate::time::Timestamp;
 
 /// A joint configuration that was not left by then is left by the driver.
@@ -31,7 +31,8 @@ pub(super) struct Lead {
     pub(super) transfer_until: Option<Timestamp>,
     pub(super) round: Option<Round>,
     pub(super) waiting: VecDeque<Read>,
-    pub(super) watchers: BTreeMap<Vec<u8>, Vec<(u64, Option<Version>)>>,
+    /// Waits by the key or lock that they are about.
+    pub(super) watchers: BTreeMap<Vec<u8>, Vec<(u64, Watch)>>,
     pub(super) watcher_count: usize,
     pub(super) advancing: bool,
     pub(super) joint_since: Option<Timestamp>,

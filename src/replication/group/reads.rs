@@ -13,15 +13,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Group, Shared};
-use crate::id::Version;
 use crate::replication::{Outcome, Refusal};
-use crate::state_machine::Query;
+use crate::state_machine::{Query, Watch};
 use crate::time::Timestamp;
 
 /// Reads of one group that await a read round.
 const MAX_READS: usize = 4096;
 /// Waits of one group.
-const MAX_WATCHERS: usize = 1024;
+const MAX_WATCHERS: usize = 4096;
 /// A read round without an answer is asked again after this time.
 const ROUND_RETRY: Duration = Duration::from_millis(100);
 /// Attempts of one read round that are still counted.
@@ -39,7 +38,7 @@ pub(super) struct Read {
 #[derive(Debug)]
 pub(super) enum Ask {
     Query(Query),
-    Wait { key: Vec<u8>, seen: Option<Version> },
+    Wait(Watch),
 }
 
 /// A `ReadIndex` round: the reads that joined before it was first asked, and when it was asked.
@@ -56,15 +55,9 @@ impl Group {
         self.ask(Read { tag, ask: Ask::Query(query) }, shared);
     }
 
-    pub(in crate::replication) fn wait(
-        &mut self,
-        tag: u64,
-        key: Vec<u8>,
-        seen: Option<Version>,
-        shared: &mut Shared,
-    ) {
+    pub(in crate::replication) fn wait(&mut self, tag: u64, watch: Watch, shared: &mut Shared) {
         shared.waits.insert(tag, self.partition);
-        self.ask(Read { tag, ask: Ask::Wait { key, seen } }, shared);
+        self.ask(Read { tag, ask: Ask::Wait(watch) }, shared);
     }
 
     /// Answers whatever the driver knows without asking anyone.
@@ -223,15 +216,14 @@ impl Group {
                 let answer = self.machine.query(&query);
                 shared.outcome(tag, Outcome::Answer { answer, stale: false });
             }
-            Ask::Wait { key, seen } => {
-                if self.machine.version(&key) != seen {
-                    let answer = self.machine.query(&Query::Get { key });
+            Ask::Wait(watch) => {
+                if let Some(answer) = self.machine.look(&watch) {
                     return shared.outcome(tag, Outcome::Answer { answer, stale: false });
                 }
                 match &mut self.lead {
                     Some(lead) if lead.watcher_count < MAX_WATCHERS => {
                         lead.watcher_count += 1;
-                        lead.watchers.entry(key).or_default().push((tag, seen));
+                        lead.watchers.entry(watch.key().to_vec()).or_default().push((tag, watch));
                     }
                     Some(_) => shared.refuse(tag, Refusal::Overloaded),
                     None => shared.refuse(tag, Refusal::NotLeader { leader: None }),
@@ -240,6 +232,7 @@ impl Group {
         }
     }
 
+    /// Answers the waits that are due, of those for the key or lock of this name (`None`: of all).
     pub(super) fn notify(&mut self, key: Option<&[u8]>, shared: &mut Shared) {
         let Some(lead) = &mut self.lead else {
             return;
@@ -250,25 +243,20 @@ impl Group {
             None => lead.watchers.keys().cloned().collect(),
         };
         for key in keys {
-            let version = self.machine.version(&key);
             let Some(waits) = lead.watchers.get_mut(&key) else {
                 continue;
             };
-            let mut due = Vec::new();
-            waits.retain(|(tag, seen)| {
-                let changed = *seen != version;
-                if changed {
-                    due.push(*tag);
+            let before = waits.len();
+            waits.retain(|(tag, watch)| match self.machine.look(watch) {
+                Some(answer) => {
+                    shared.outcome(*tag, Outcome::Answer { answer, stale: false });
+                    false
                 }
-                !changed
+                None => true,
             });
+            lead.watcher_count -= before - waits.len();
             if waits.is_empty() {
                 lead.watchers.remove(&key);
-            }
-            lead.watcher_count -= due.len();
-            for tag in due {
-                let answer = self.machine.query(&Query::Get { key: key.clone() });
-                shared.outcome(tag, Outcome::Answer { answer, stale: false });
             }
         }
     }

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::history::{Before, History, Write};
 use crate::id::{NodeId, PartitionId, Version};
 use crate::replication::{Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Output, Role};
-use crate::state_machine::{Answer, Operation, Query, Reply};
+use crate::state_machine::{Answer, Operation, Query, Reply, Watch};
 use crate::time::Timestamp;
 
 pub(super) fn ms(millis: u64) -> Duration {
@@ -367,7 +367,8 @@ impl Sim {
         self.calls.insert(tag, call);
         self.called.insert(tag, at);
         let now = self.now;
-        self.driver(at).wait(partition, tag, key.to_vec(), seen, now);
+        let watch = Watch::Key { key: key.to_vec(), seen };
+        self.driver(at).wait(partition, tag, watch, now);
         self.settle(at);
         tag
     }

@@ -129,7 +129,7 @@ impl Play {
     fn read(&self, key: Vec<u8>) -> Ret {
         match self.store.query(&Query::Get { key }) {
             Answer::Entry(entry) => Ret::Entry(entry.map(|entry| (entry.value, entry.version))),
-            page @ Answer::Page { .. } => panic!("{page:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

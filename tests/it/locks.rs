@@ -1,0 +1,210 @@
+//! Locks on real nodes in this process: alone, in turn, and with growing tokens, while nodes come and go.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use roundtable::client::{Client, Error, LockError};
+use roundtable::id::{FencingToken, NodeId, Version};
+use roundtable::node::Node;
+use roundtable::ring::{PartitionCount, Token};
+use roundtable::wire::Rpc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::swarm::{machine, on, settled, start, within};
+
+const LEASE: Duration = Duration::from_secs(2);
+const CONTENDERS: usize = 8;
+
+/// Who leads the partition of a name.
+async fn leader_of<R: Rpc>(client: &Client<R>, name: &str) -> NodeId {
+    let find = async {
+        loop {
+            if let Ok(view) = client.view().await {
+                let count = PartitionCount::new(view.partitions).unwrap();
+                let partition = count.partition_of(Token::of_key(name.as_bytes()));
+                if let Some(leader) = view.leaders[partition.0 as usize] {
+                    return leader;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the partition has a leader", find).await
+}
+
+/// What one critical section did: the token of its lock, and the version of what it wrote, if it did.
+#[derive(Debug)]
+struct Section {
+    token: FencingToken,
+    written: Option<Version>,
+    /// It may have written nevertheless.
+    unknown: bool,
+}
+
+/// Takes the lock, reads a number, and writes the next one; until told to stop.
+async fn contend<R: Rpc>(client: Client<R>, stop: Arc<AtomicBool>) -> Vec<Section> {
+    let mut sections = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let guard = match client.lock("lock").lease(LEASE).wait(Duration::from_secs(20)).acquire().await {
+            Ok(guard) => guard,
+            // While nodes go, somebody may be the last to hear of it.
+            Err(LockError::Store(_) | LockError::Lost) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let token = guard.token();
+        let section = async {
+            let number = match client.get("number").await? {
+                Some(entry) => String::from_utf8(entry.value).unwrap().parse::<u64>().unwrap(),
+                None => 0,
+            };
+            client.put_fenced("number", (number + 1).to_string(), token).await
+        };
+        let written = section.await;
+        let unknown = written == Err(Error::Unknown);
+        sections.push(Section { token, written: written.ok(), unknown });
+        // Should the release be lost, the lease ends by itself.
+        drop(guard.release().await);
+    }
+    sections
+}
+
+/// Whether the sections were one after the other.
+fn judge(mut sections: Vec<Section>, number: u64) {
+    let tokens: BTreeSet<_> = sections.iter().map(|section| section.token).collect();
+    assert_eq!(tokens.len(), sections.len(), "a token was granted twice");
+    let unknown = sections.iter().filter(|section| section.unknown).count() as u64;
+    sections.retain(|section| section.written.is_some());
+    let written = sections.len() as u64;
+    assert!(written > 100, "only {written} sections were accepted");
+    // An update that was lost is the trace of two that were in the section together.
+    assert!((written..=written + unknown).contains(&number), "{written} sections made {number}");
+    sections.sort_by_key(|section| section.written);
+    let in_order = sections.windows(2).all(|pair| pair[0].token < pair[1].token);
+    assert!(in_order, "the tokens do not grow in the order of what was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contenders_exclude_each_other_while_nodes_come_leave_and_die() {
+    let machine = machine();
+    let mut nodes: Vec<Node> = Vec::new();
+    for _ in 0..4 {
+        nodes.push(start(on(&machine).replace_after(Duration::from_secs(2))).await);
+    }
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut contenders = JoinSet::new();
+    for number in 0..CONTENDERS {
+        // The first two nodes stay.
+        contenders.spawn(contend(nodes[number % 2].client(), Arc::clone(&stop)));
+    }
+    let pause = || tokio::time::sleep(Duration::from_secs(1));
+    pause().await;
+    within("the fourth leaves", nodes.pop().unwrap().leave()).await;
+    nodes.push(start(on(&machine).replace_after(Duration::from_secs(2))).await);
+    pause().await;
+    // The third dies without a word.
+    drop(nodes.remove(2));
+    pause().await;
+    nodes.push(start(on(&machine)).await);
+    pause().await;
+    stop.store(true, Ordering::Relaxed);
+    let sections = within("all contenders end", contenders.join_all()).await;
+    let client = nodes[0].client();
+    let entry = within("the number", client.get("number")).await.unwrap().unwrap();
+    let number = String::from_utf8(entry.value).unwrap().parse().unwrap();
+    judge(sections.into_iter().flatten().collect(), number);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiters_keep_their_places_when_the_leader_dies() {
+    let machine = machine();
+    let mut nodes: Vec<Node> = Vec::new();
+    for _ in 0..3 {
+        nodes.push(start(on(&machine)).await);
+    }
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    let leader = leader_of(&nodes[0].client(), "lock").await;
+    let at = nodes.iter().position(|node| node.id() == leader).unwrap();
+    let dying = nodes.remove(at);
+
+    let lease = Duration::from_secs(20);
+    let holder = nodes[0].client();
+    let guard = holder.lock("lock").lease(lease).acquire().await.unwrap();
+    let mut waiting = JoinSet::new();
+    for number in 0..5 {
+        let client = nodes[number % 2].client();
+        waiting.spawn(async move {
+            let guard = client.lock("lock").lease(lease).acquire().await.unwrap();
+            let token = guard.token();
+            guard.release().await.unwrap();
+            (number, token)
+        });
+        let queued = async {
+            while holder.lock_state("lock").await.unwrap().unwrap().waiters.len() <= number {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within("the place is taken", queued).await;
+    }
+    drop(dying);
+    assert!(guard.is_held());
+    let mut last = guard.token();
+    within("release", guard.release()).await.unwrap();
+    for expected in 0..5 {
+        let (number, token) = within("the next is served", waiting.join_next()).await.unwrap().unwrap();
+        assert_eq!(number, expected);
+        assert!(token > last);
+        last = token;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_holder_is_followed_within_its_lease_and_a_second() {
+    let machine = machine();
+    let mut nodes: Vec<Node> = Vec::new();
+    for _ in 0..3 {
+        nodes.push(start(on(&machine)).await);
+    }
+    // The fourth has threads and sockets of its own, which end at once, as those of a process do.
+    let process = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let fourth = on(&machine);
+    let fourth = process.spawn(async move { start(fourth).await }).await.unwrap();
+    let mut all: Vec<_> = nodes.iter().collect();
+    all.push(&fourth);
+    settled(&all, 3).await;
+    let survivor = nodes[0].client();
+    let mut name = "lock".to_owned();
+    while leader_of(&survivor, &name).await == fourth.id() {
+        name.push('k');
+    }
+    let lock = fourth.client().lock(name.as_str()).lease(LEASE);
+    let guard = process.spawn(async move { lock.acquire().await.unwrap() }).await.unwrap();
+    let token = guard.token();
+    process.shutdown_background();
+    let start = Instant::now();
+    let next = within("the next is served", survivor.lock(name).acquire()).await.unwrap();
+    assert!(start.elapsed() < LEASE + Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(next.token() > token);
+    survivor.put_fenced("key", "new", next.token()).await.unwrap();
+    assert_eq!(survivor.put_fenced("key", "old", token).await, Err(Error::Fenced { current: next.token() }));
+    within("the dead one knows", guard.lost()).await;
+    assert!(!guard.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swarm_with_a_lock_is_not_empty() {
+    use roundtable::net::Secret;
+    let (one, other) = (machine(), machine());
+    let secret = Secret::random();
+    let first = start(on(&one).secret(secret.clone())).await;
+    let guard = first.client().lock("lock").acquire().await.unwrap();
+    let second = start(on(&other).secret(secret.clone())).await;
+    let matchmaker = on(&machine()).secret(secret).join([first.addresses(), second.addresses()].concat());
+    let third = start(matchmaker).await;
+    settled(&[&first, &second, &third], 3).await;
+    let state = second.client().lock_state("lock").await.unwrap().unwrap();
+    assert_eq!(state.holders[0].token, Some(guard.token()));
+}
