@@ -341,7 +341,7 @@ impl SwarmTask {
                 }
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
-                self.handle_failed_visit(&send_back_addr, &error)
+                self.handle_failed_visit(&send_back_addr, &error);
             }
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");
