@@ -66,8 +66,8 @@ impl Cluster {
         };
         let mut nodes: Vec<Driver> = (0..3).map(driver).collect();
         nodes[0].found(GROUPS, now);
-        for node in 1..3 {
-            nodes[node].join(GROUPS);
+        for node in &mut nodes[1..] {
+            node.join(GROUPS);
         }
         for (number, node) in nodes.iter_mut().enumerate() {
             for other in (0..3).filter(|other| *other != number) {

@@ -1,8 +1,9 @@
 //! The address book: whom to dial, where, and when to try again.
 //!
 //! libp2p forgets an address after one failed dial and never dials again by itself, so a swarm that was cut
-//! would stay cut. Here every wish stays until it is fulfilled, withdrawn or too old, and is tried with a
-//! backoff that doubles and is jittered. Pure: time and chance are arguments.
+//! would stay cut. Here every wish stays until it is withdrawn or too old, rests while it is fulfilled, and is
+//! tried with a backoff that doubles and is jittered. An address that a user gave rests while the node that
+//! answered there is linked: when that node is gone, another may be there. Pure: time and chance are arguments.
 //!
 //! Two nodes that wish for each other would dial at the same moment and throw one connection away; so the
 //! smaller one dials at once and the other a little later. It is a saving, not a rule: if both dial,
@@ -20,8 +21,14 @@ use crate::id::NodeId;
 
 /// First wait after a failed dial; doubles with each further failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-/// Longest wait between two dials of a node or address that is wished for.
+/// Longest wait between two dials of a node or address that is wished for, as long as that is news.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Who has not been reached for long is dialled after this share of that time: so the wait grows after a minute.
+const PATIENCE_SHARE: u32 = 30;
+/// Longest wait between two dials of a node that is kept, however long it has not been reached.
+const MAX_KEPT_BACKOFF: Duration = Duration::from_secs(30);
+/// Longest wait between two dials of an address where nobody answers, while there are links to members.
+const MAX_ADDRESS_BACKOFF: Duration = Duration::from_secs(30);
 /// Longest wait between two dials of a stranger that discovery named and that refused us or was refused.
 const MAX_STRANGER_BACKOFF: Duration = Duration::from_secs(60);
 /// How much later than the smaller node the larger one dials.
@@ -57,6 +64,8 @@ pub(super) enum Failure {
 struct Wish {
     /// Dial until told otherwise.
     kept: bool,
+    /// Of an address: who answered there last.
+    led_to: Option<NodeId>,
     /// Dial until then.
     wanted_until: Option<Instant>,
     /// Named by a user or by the swarm.
@@ -64,6 +73,8 @@ struct Wish {
     /// Named by discovery.
     hints: BTreeSet<Multiaddr>,
     failures: u32,
+    /// When the first of these failures was.
+    failing_since: Option<Instant>,
     strange: bool,
     next_dial: Option<Instant>,
     dialling: bool,
@@ -81,12 +92,13 @@ pub(super) struct Book {
     us: NodeId,
     rng: StdRng,
     wishes: BTreeMap<Target, Wish>,
-    linked: BTreeSet<NodeId>,
+    /// Who is linked, and whether as a member.
+    linked: BTreeMap<NodeId, bool>,
 }
 
 impl Book {
     pub(super) fn new(us: NodeId, seed: u64) -> Self {
-        Self { us, rng: StdRng::seed_from_u64(seed), wishes: BTreeMap::new(), linked: BTreeSet::new() }
+        Self { us, rng: StdRng::seed_from_u64(seed), wishes: BTreeMap::new(), linked: BTreeMap::new() }
     }
 
     /// Keeps a link to `node` from now on.
@@ -124,12 +136,12 @@ impl Book {
         }
     }
 
-    /// Dials an address until it leads to a link.
+    /// Dials an address whenever the node there is not linked.
     pub(super) fn dial(&mut self, address: Multiaddr, now: Instant) {
         if let Some(wish) = self.wish(Target::Address(address.clone())) {
             wish.kept = true;
             wish.addresses = vec![address];
-            wish.failures = 0;
+            wish.start_anew();
             wish.next_dial = Some(now);
         }
     }
@@ -153,7 +165,7 @@ impl Book {
             && wish.hints.len() < MAX_ADDRESSES
             && wish.hints.insert(address)
         {
-            wish.failures = 0;
+            wish.start_anew();
             wish.dial_by(first);
         }
     }
@@ -166,12 +178,25 @@ impl Book {
     }
 
     /// A link came up: nothing to dial while it lasts.
-    pub(super) fn link_up(&mut self, node: NodeId) {
-        self.linked.insert(node);
+    pub(super) fn link_up(&mut self, node: NodeId, is_member: bool, now: Instant) {
+        self.linked.insert(node, is_member);
+        let mut is_return = false;
         if let Some(wish) = self.wishes.get_mut(&Target::Node(node)) {
-            wish.failures = 0;
+            is_return = is_member && wish.kept && wish.patience(now) > MAX_BACKOFF;
+            wish.start_anew();
             wish.strange = false;
             wish.next_dial = None;
+        }
+        if is_return {
+            // Where one comes back that was away for long, a cut has healed: others may be back too.
+            self.hasten(now);
+        }
+    }
+
+    /// Dials all soon that are kept.
+    fn hasten(&mut self, now: Instant) {
+        for wish in self.wishes.values_mut().filter(|wish| wish.kept && wish.next_dial.is_some()) {
+            wish.dial_by(now + MAX_BACKOFF);
         }
     }
 
@@ -182,29 +207,57 @@ impl Book {
         if let Some(wish) = self.wishes.get_mut(&Target::Node(node)) {
             wish.dial_by(first);
         }
+        for wish in self.wishes.values_mut().filter(|wish| wish.led_to == Some(node)) {
+            // If the node is also dialled by its name, that goes first.
+            wish.dial_by(now + MAX_BACKOFF);
+        }
+        if self.is_isolated() {
+            self.hasten(now);
+        }
     }
 
-    /// A dial led to a link, whether it made it or found it there.
-    pub(super) fn succeeded(&mut self, target: &Target) {
-        match target {
-            Target::Node(_) => {
-                if let Some(wish) = self.wishes.get_mut(target) {
-                    wish.dialling = false;
+    /// A dial led to a link with `node`, whether it made it or found it there.
+    pub(super) fn succeeded(&mut self, target: &Target, node: NodeId, now: Instant) {
+        let is_linked = self.linked.contains_key(&node);
+        if let Some(wish) = self.wishes.get_mut(target) {
+            wish.dialling = false;
+            if matches!(target, Target::Address(_)) {
+                wish.led_to = Some(node);
+                wish.start_anew();
+                if !is_linked {
+                    wish.dial_by(now + MAX_BACKOFF);
                 }
             }
-            Target::Address(_) => {
-                self.wishes.remove(target);
-            }
         }
+    }
+
+    /// A dial led to this very process. An address that does so is dropped.
+    pub(super) fn met_ourselves(&mut self, target: &Target, now: Instant) {
+        match target {
+            Target::Address(_) => drop(self.wishes.remove(target)),
+            Target::Node(_) => self.failed(target, Failure::Stranger, now),
+        }
+    }
+
+    /// Whether an address once led to a link.
+    pub(super) fn has_answered(&self, address: &Multiaddr) -> bool {
+        self.wishes.get(&Target::Address(address.clone())).is_some_and(|wish| wish.led_to.is_some())
     }
 
     /// A dial led to nothing.
     pub(super) fn failed(&mut self, target: &Target, failure: Failure, now: Instant) {
         let jitter = self.rng.random_range(0.75..1.25);
+        let is_isolated = self.is_isolated();
         if let Some(wish) = self.wishes.get_mut(target) {
             wish.dialling = false;
             wish.strange = failure == Failure::Stranger;
-            let most = if wish.strange && !wish.kept { MAX_STRANGER_BACKOFF } else { MAX_BACKOFF };
+            wish.failing_since.get_or_insert(now);
+            let most = match target {
+                Target::Address(_) if !is_isolated => MAX_ADDRESS_BACKOFF,
+                Target::Node(_) if wish.strange && !wish.kept => MAX_STRANGER_BACKOFF,
+                Target::Node(_) if wish.kept => wish.patience(now),
+                _ => MAX_BACKOFF,
+            };
             let backoff = (FIRST_BACKOFF * 2u32.saturating_pow(wish.failures.min(16))).min(most);
             wish.failures += 1;
             wish.next_dial = Some(now + backoff.mul_f64(jitter));
@@ -214,12 +267,13 @@ impl Book {
     /// The dials that are due. Each must be answered by [`succeeded`](Self::succeeded) or
     /// [`failed`](Self::failed).
     pub(super) fn due(&mut self, now: Instant) -> Vec<(Target, Vec<Multiaddr>)> {
-        let linked = &self.linked;
-        let is_linked = |target: &Target| matches!(target, Target::Node(node) if linked.contains(node));
         self.wishes.retain(|_, wish| wish.dialling || wish.is_live(now));
         let mut due = Vec::new();
         for (target, wish) in &mut self.wishes {
-            if wish.dialling || is_linked(target) || wish.next_dial.is_none_or(|at| now < at) {
+            if wish.dialling
+                || wish.is_fulfilled(target, &self.linked)
+                || wish.next_dial.is_none_or(|at| now < at)
+            {
                 continue;
             }
             let mut addresses = wish.addresses.clone();
@@ -237,11 +291,14 @@ impl Book {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.wishes
             .iter()
-            .filter(|(target, wish)| {
-                !wish.dialling && !matches!(target, Target::Node(node) if self.linked.contains(node))
-            })
+            .filter(|(target, wish)| !wish.dialling && !wish.is_fulfilled(target, &self.linked))
             .filter_map(|(_, wish)| wish.next_dial)
             .min()
+    }
+
+    /// Whether no member is linked.
+    fn is_isolated(&self) -> bool {
+        !self.linked.values().any(|is_member| *is_member)
     }
 
     fn first_dial(&self, node: NodeId, now: Instant) -> Instant {
@@ -256,6 +313,25 @@ impl Book {
 }
 
 impl Wish {
+    fn is_fulfilled(&self, target: &Target, linked: &BTreeMap<NodeId, bool>) -> bool {
+        let node = match target {
+            Target::Node(node) => Some(node),
+            Target::Address(_) => self.led_to.as_ref(),
+        };
+        node.is_some_and(|node| linked.contains_key(node))
+    }
+
+    fn start_anew(&mut self) {
+        self.failures = 0;
+        self.failing_since = None;
+    }
+
+    /// Longest wait until the next dial of a node that is kept.
+    fn patience(&self, now: Instant) -> Duration {
+        let failing = self.failing_since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        (failing / PATIENCE_SHARE).clamp(MAX_BACKOFF, MAX_KEPT_BACKOFF)
+    }
+
     fn set_addresses(&mut self, mut addresses: Vec<Multiaddr>) {
         addresses.truncate(MAX_ADDRESSES);
         self.addresses = addresses;
@@ -301,17 +377,50 @@ mod tests {
         let mut now = start();
         let mut book = Book::new(node(1), 0);
         book.keep(node(2), vec![address(1)], now);
-        for _ in 0..50 {
+        let (begin, mut dials) = (now, 0);
+        while now < begin + Duration::from_secs(3600) {
             let due = book.due(now);
             assert_eq!(due.len(), 1);
-            assert!(book.due(now + MAX_BACKOFF * 10).is_empty(), "one dial at a time");
+            assert!(book.due(now + MAX_KEPT_BACKOFF * 10).is_empty(), "one dial at a time");
             book.failed(&due[0].0, Failure::Stranger, now);
             let next = book.next_deadline().unwrap();
-            assert!(next > now && next <= now + MAX_BACKOFF.mul_f64(1.25));
-            now = next;
+            let is_news = now < begin + Duration::from_secs(60);
+            let most = if is_news { MAX_BACKOFF } else { MAX_KEPT_BACKOFF };
+            assert!(next > now && next <= now + most.mul_f64(1.25));
+            (now, dials) = (next, dials + 1);
         }
+        // Every two seconds it would be 1800.
+        assert!(dials > 120 && dials < 260, "{dials} dials in an hour");
         book.forget(node(2));
-        assert!(book.due(now + MAX_BACKOFF).is_empty());
+        assert!(book.due(now + MAX_KEPT_BACKOFF * 2).is_empty());
+    }
+
+    #[test]
+    fn where_one_comes_back_the_others_are_dialled_soon_and_a_hint_is_followed_at_once() {
+        let mut now = start();
+        let mut book = Book::new(node(1), 0);
+        let is_far = |book: &Book, now| book.next_deadline().unwrap() > now + MAX_BACKOFF;
+        for away in [2, 3] {
+            book.keep(node(away), vec![address(1)], now);
+        }
+        for _ in 0..200 {
+            for (target, _) in book.due(now) {
+                book.failed(&target, Failure::Unreachable, now);
+            }
+            now = book.next_deadline().unwrap();
+        }
+        for (target, _) in book.due(now) {
+            book.failed(&target, Failure::Unreachable, now);
+        }
+        now = book.next_deadline().unwrap() - millis(3000);
+        assert!(is_far(&book, now));
+        book.link_up(node(2), true, now);
+        assert!(!is_far(&book, now));
+        book.hint(node(3), address(2), now);
+        assert_eq!(book.due(now + LARGER_WAITS).len(), 1);
+        // From then on it is news again.
+        book.failed(&Target::Node(node(3)), Failure::Unreachable, now);
+        assert!(!is_far(&book, now));
     }
 
     #[test]
@@ -319,7 +428,7 @@ mod tests {
         let now = start();
         let mut book = Book::new(node(1), 0);
         book.keep(node(2), vec![address(1)], now);
-        book.link_up(node(2));
+        book.link_up(node(2), true, now);
         assert!(book.due(now + millis(9000)).is_empty());
         book.link_down(node(2), now);
         assert_eq!(book.due(now).len(), 1);
@@ -355,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typed_address_is_dialled_until_it_leads_to_a_link() {
+    fn a_typed_address_is_dialled_whenever_the_node_there_is_not_linked() {
         let now = start();
         let mut book = Book::new(node(1), 0);
         book.dial(address(1), now);
@@ -363,8 +472,79 @@ mod tests {
         book.failed(&target, Failure::Unreachable, now);
         let later = now + MAX_BACKOFF;
         assert_eq!(book.due(later).len(), 1);
-        book.succeeded(&target);
+        book.link_up(node(2), true, now);
+        book.succeeded(&target, node(2), later);
         assert!(book.due(later + MAX_BACKOFF).is_empty());
+        assert_eq!(book.next_deadline(), None);
+        book.link_down(node(2), later);
+        assert_eq!(book.due(later + MAX_BACKOFF).len(), 1);
+        // The link was gone before the dial was known to have led to it.
+        book.succeeded(&target, node(2), later);
+        assert_eq!(book.due(later + MAX_BACKOFF).len(), 1);
+        // Another node answers there now.
+        book.link_up(node(3), true, now);
+        book.succeeded(&target, node(3), later);
+        book.link_down(node(2), later);
+        assert!(book.due(later + MAX_BACKOFF).is_empty());
+    }
+
+    /// Dials of an address at which nobody answers any more.
+    fn dials_of_a_dead_address(is_alone: bool, during: Duration) -> usize {
+        let mut now = start();
+        let end = now + during;
+        let mut book = Book::new(node(1), 0);
+        book.dial(address(1), now);
+        let (target, _) = book.due(now).remove(0);
+        book.link_up(node(2), true, now);
+        book.succeeded(&target, node(2), now);
+        book.link_up(node(3), !is_alone, now);
+        book.link_down(node(2), now);
+        let mut dials = 0;
+        while now < end {
+            for (target, _) in book.due(now) {
+                dials += 1;
+                book.failed(&target, Failure::Unreachable, now);
+            }
+            now = book.next_deadline().unwrap();
+        }
+        dials
+    }
+
+    #[test]
+    fn an_address_that_somebody_left_for_good_is_dialled_less_and_less_unless_nobody_else_is_linked() {
+        let hour = Duration::from_secs(3600);
+        let with_others = dials_of_a_dead_address(false, hour);
+        assert!(with_others < 160, "{with_others}");
+        let alone = dials_of_a_dead_address(true, hour);
+        assert!(alone > 1400, "{alone}");
+    }
+
+    #[test]
+    fn the_loss_of_the_last_link_hastens_what_was_given() {
+        let mut now = start();
+        let mut book = Book::new(node(1), 0);
+        book.dial(address(1), now);
+        book.link_up(node(2), true, now);
+        for _ in 0..20 {
+            let (target, _) = book.due(now).remove(0);
+            book.failed(&target, Failure::Unreachable, now);
+            now = book.next_deadline().unwrap();
+        }
+        let (target, _) = book.due(now).remove(0);
+        book.failed(&target, Failure::Unreachable, now);
+        assert!(book.next_deadline().unwrap() > now + MAX_BACKOFF * 5);
+        book.link_down(node(2), now);
+        assert!(book.next_deadline().unwrap() <= now + MAX_BACKOFF);
+    }
+
+    #[test]
+    fn an_address_of_our_own_is_dropped() {
+        let now = start();
+        let mut book = Book::new(node(1), 0);
+        book.dial(address(1), now);
+        let (target, _) = book.due(now).remove(0);
+        book.met_ourselves(&target, now);
+        assert!(book.due(now + MAX_BACKOFF * 10).is_empty());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! [`Inbound::link_down`] alternate strictly, and requests and messages come only in between. Messages on one
 //! link arrive in the order in which they were sent, or the link goes down. A call ends in its response, in
 //! [`CallError::NotSent`] (it did not reach a handler) or in [`CallError::Lost`] (nobody knows), never later
-//! than its timeout. Whom we were told to [`keep`](Net::keep) is dialled until linked, for ever.
+//! than its timeout. Whom we were told to [`keep`](Net::keep) or [`dial`](Net::dial) is dialled whenever it is not
+//! linked, for ever.
 //!
 //! **Method.** One task owns the libp2p swarm and only dials, listens and reports. Each connection has two
 //! substreams that are polled by tasks of their own (`link`), so no data passes the swarm task. Who may
@@ -54,6 +55,8 @@ use registry::Registry;
 const MAX_WAITING_EVENTS: usize = 256;
 /// Refusals and failures that are remembered in order to be reported once.
 const MAX_REMEMBERED_REPORTS: usize = 1024;
+/// How long [`Net::cut_all`] waits for the links to end, which takes no input or output.
+const CUT_LIMIT: Duration = Duration::from_secs(1);
 /// How long [`Net::shutdown`] waits for the tasks to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 
@@ -347,7 +350,7 @@ impl Net {
         listening.iter().map(ToString::to_string).collect()
     }
 
-    /// Dials an address until it leads to a link or [`undial`](Self::undial): `host:port`, `ip:port`, a host
+    /// Dials an address whenever the node there is not linked, until [`undial`](Self::undial): `host:port`, `ip:port`, a host
     /// or IP alone, or a multiaddress. Reported as [`NetEvent::Reached`] or [`NetEvent::DialFailed`].
     ///
     /// # Errors
@@ -398,6 +401,22 @@ impl Net {
     pub fn close(&self, node: NodeId, why: &str) {
         if let Some(link) = self.link(node) {
             link.close(why);
+        }
+    }
+
+    /// Cuts all links without a word, and returns when nothing of them comes in any more.
+    pub async fn cut_all(&self, why: &str) {
+        let links = self.shared.registry.links();
+        for link in &links {
+            link.abort(why);
+        }
+        let all_ended = async {
+            for link in &links {
+                link.ended.cancelled().await;
+            }
+        };
+        if tokio::time::timeout(CUT_LIMIT, all_ended).await.is_err() {
+            tracing::warn!("a link does not end");
         }
     }
 

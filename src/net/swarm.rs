@@ -25,7 +25,7 @@ use super::behaviour::{Behaviour, BehaviourEvent, ChannelsEvent};
 use super::book::{Failure, Target};
 use super::identity::prologue;
 use super::link::{self, Link, lock};
-use super::{NetConfig, NetError, NetEvent, PortPolicy, Shared};
+use super::{NetConfig, NetError, NetEvent, PortPolicy, Role, Shared};
 use crate::id::NodeId;
 
 /// How long a dial, or the handshake of somebody who dialled us, may take.
@@ -341,7 +341,7 @@ impl SwarmTask {
                 }
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
-                self.handle_failed_visit(&send_back_addr, &error)
+                self.handle_failed_visit(&send_back_addr, &error);
             }
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::debug!(%address, "listening");
@@ -400,11 +400,7 @@ impl SwarmTask {
         let now = Instant::now();
         let (failure, address, reason) = match error {
             DialError::LocalPeerId { address } => {
-                if matches!(target, Target::Address(_)) {
-                    lock(&self.shared.book).succeeded(target);
-                } else {
-                    lock(&self.shared.book).failed(target, Failure::Stranger, now);
-                }
+                lock(&self.shared.book).met_ourselves(target, now);
                 self.met_ourselves(&without_peer(address));
                 return;
             }
@@ -412,7 +408,7 @@ impl SwarmTask {
             DialError::NoAddresses => {
                 let mut book = lock(&self.shared.book);
                 match target {
-                    Target::Address(_) => book.succeeded(target),
+                    Target::Address(_) => book.met_ourselves(target, now),
                     Target::Node(_) => book.failed(target, Failure::Unreachable, now),
                 }
                 return;
@@ -535,7 +531,7 @@ async fn serve(shared: Arc<Shared>, connection: Connection, mut requests: Stream
     };
     let link = Link::new(node, peer.role, connection.address.to_string(), connection.inbound);
     claim.activate(&link).await;
-    lock(&shared.book).link_up(node);
+    lock(&shared.book).link_up(node, peer.role == Role::Member, Instant::now());
     shared.dial_succeeded(&connection, node);
     shared.inbound.link_up(&link.info());
     let end = {
@@ -597,7 +593,7 @@ async fn admit(
 impl Shared {
     fn dial_succeeded(&self, connection: &Connection, node: NodeId) {
         let Some(target) = &connection.target else { return };
-        lock(&self.book).succeeded(target);
+        lock(&self.book).succeeded(target, node, Instant::now());
         if let Target::Address(address) = target {
             self.forget_report(&address.to_string());
             self.tell(NetEvent::Reached { address: address.to_string(), node });
@@ -606,6 +602,8 @@ impl Shared {
 
     fn dial_failed(&self, typed: &Multiaddr, failure: Failure, reason: &str) {
         match failure {
+            // It was right, and the node is gone now: nothing that the user could correct.
+            Failure::Unreachable if lock(&self.book).has_answered(typed) => {}
             Failure::Stranger => self.refused(&typed.to_string(), reason),
             Failure::Unreachable => self.tell_once(&typed.to_string(), reason, |address, reason| {
                 NetEvent::DialFailed { address, reason }

@@ -489,6 +489,19 @@ async fn a_silent_link_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_links_can_be_cut_and_are_made_again() {
+    let (mut a, mut b) = linked_pair().await;
+    a.net.keep(b.id(), vec![b.address()]);
+    a.net.cut_all("it slept").await;
+    // Told before `cut_all` returned.
+    assert!(
+        matches!(a.seen.try_recv(), Ok(Seen::Down { node, reason }) if node == b.id() && reason == "it slept")
+    );
+    b.until_down(a.id()).await;
+    a.until_up(b.id()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_link_stays_up() {
     let heartbeat = Heartbeat { interval: Duration::from_millis(50), limit: Duration::from_millis(400) };
     let mut a = start(NetConfig { heartbeat, ..config() }).await;

@@ -29,6 +29,8 @@ const MAX_OTHER_SWARMS: usize = 64;
 /// How often a node says hello again: a hello may be lost in a full queue, and without it a peer is not heard.
 /// As often it looks whether anything hangs.
 const HELLO_INTERVAL: Duration = Duration::from_secs(5);
+/// How long at least to look for a swarm after the first one is no more: others know of one, or do the same.
+const SECOND_WINDOW: Duration = Duration::from_secs(5);
 /// Seals older than this were left behind by an attempt that did not end, and are broken.
 const SEAL_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -477,7 +479,8 @@ impl Core {
 
     /// Looks for a swarm from the beginning.
     fn search(&mut self, now: Timestamp) {
-        let mut founding = Founding::new(self.me, self.config.joining, self.config.discovery_window, now);
+        let window = self.config.discovery_window.max(SECOND_WINDOW);
+        let mut founding = Founding::new(self.me, self.config.joining, window, now);
         for (node, peer) in self.peers.iter().filter(|(_, peer)| peer.member) {
             founding.peer_up(*node, now);
             if let Some(hello) = &peer.hello {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::clock::Clock;
 use super::runtime::{Input, Respond};
 use crate::id::NodeId;
 use crate::net::Net;
@@ -23,7 +24,8 @@ impl Rpc for NodeRpc {
             return Rpc::call(&self.net, to, request, timeout).await;
         }
         let (respond, response) = oneshot::channel();
-        let input = Input::Request { request, respond: Respond::Here(respond) };
+        let input =
+            Input::Request { request, respond: Respond::Here(respond), arrived: Clock.now(), held: None };
         self.inputs.try_send(input).map_err(|_| RpcError::NotSent("the node's queue is full"))?;
         match tokio::time::timeout(timeout, response).await {
             Ok(Ok(response)) => Ok(response),

@@ -2,13 +2,18 @@
 //!
 //! Frames are decoded on the tasks of their links and queued here; the task takes all that has queued up
 //! meanwhile, lets the core handle it, and carries out what the core wants. Nothing that waits runs in it.
+//!
+//! A retry is recognised only for so long (see [`MAX_DEADLINE`]), so no copy of a request may lie here and be
+//! proposed much later: each is stamped when it arrives and refused when it is too old, and when the machine has
+//! slept, all links are cut, because what lies in their buffers has no stamp.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,10 +26,21 @@ use super::rpc::NodeRpc;
 use crate::codec::{decode, encode};
 use crate::id::{NodeId, SwarmId};
 use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
+use crate::state_machine::MAX_DEADLINE;
+use crate::time::Timestamp;
 use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
 pub(super) const MAX_QUEUED_INPUTS: usize = 16 * 1024;
+/// Most bytes of peers' requests that wait for the core, as they were encoded; per node. Above it requests are
+/// refused.
+const MAX_QUEUED_REQUEST_BYTES: usize = 32 << 20;
+/// The same for messages, which are lost above it: apart, so that no flood of requests stops consensus.
+const MAX_QUEUED_MESSAGE_BYTES: usize = 32 << 20;
+/// Longest that a request may have waited for the core. Half of what the sessions allow, see [`MAX_DEADLINE`].
+const MAX_HELD: Duration = Duration::from_secs(MAX_DEADLINE.as_secs() / 2);
+/// Longest pause between two turns of the task. If far more has passed, the machine slept.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Most inputs handled between two looks at what the core wants done.
 const MAX_TURN_INPUTS: usize = 1024;
 /// Most requests that are being passed on, per node.
@@ -36,9 +52,9 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Input {
     /// A message from a linked peer.
-    Message { from: NodeId, message: Message },
-    /// A request, from a peer or from within.
-    Request { request: Request, respond: Respond },
+    Message { from: NodeId, message: Message, held: Held },
+    /// A request, from a peer or from within (then it has no share of the budget), and when it came.
+    Request { request: Request, respond: Respond, arrived: Timestamp, held: Option<Held> },
     /// How an attempt to dissolve this swarm ended.
     Merged { from: SwarmId, into: SwarmId, result: merge::Merged },
     /// Leave the swarm.
@@ -46,6 +62,9 @@ pub(super) enum Input {
     /// Hand over leaderships; stopping follows.
     HandOver(oneshot::Sender<()>),
 }
+
+/// An input's share of the budget of bytes, given back when it was handled.
+type Held = OwnedSemaphorePermit;
 
 /// Where a response goes.
 #[derive(Debug)]
@@ -102,6 +121,9 @@ pub(super) struct Inlet {
     inputs: mpsc::Sender<Input>,
     links: Arc<LinkChanges>,
     wake: Arc<Notify>,
+    request_bytes: Arc<Semaphore>,
+    message_bytes: Arc<Semaphore>,
+    last_turn: Arc<LastTurn>,
 }
 
 /// The other end of an [`Inlet`].
@@ -110,6 +132,22 @@ pub(super) struct Inbox {
     inputs: mpsc::Receiver<Input>,
     links: Arc<LinkChanges>,
     wake: Arc<Notify>,
+    last_turn: Arc<LastTurn>,
+}
+
+/// When the task of the node had its last turn, in microseconds of the clock that counts suspend.
+#[derive(Debug)]
+struct LastTurn(AtomicU64);
+
+impl LastTurn {
+    fn set(&self, now: Timestamp) {
+        self.0.store(now.as_micros(), Ordering::Release);
+    }
+
+    /// Whether the machine slept and the task has not cut the links yet: what comes now may be old.
+    fn is_long_ago(&self, now: Timestamp) -> bool {
+        now.since(Timestamp::from_micros(self.0.load(Ordering::Acquire))) > MAX_HELD
+    }
 }
 
 /// A queue into the core.
@@ -117,14 +155,57 @@ pub(super) fn inlet() -> (Inlet, Inbox) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_INPUTS);
     let links = Arc::new(LinkChanges::default());
     let wake = Arc::new(Notify::new());
-    let inlet = Inlet { inputs: sender, links: Arc::clone(&links), wake: Arc::clone(&wake) };
-    (inlet, Inbox { inputs: receiver, links, wake })
+    let last_turn = Arc::new(LastTurn(AtomicU64::new(Clock.now().as_micros())));
+    let inlet = Inlet {
+        inputs: sender,
+        links: Arc::clone(&links),
+        wake: Arc::clone(&wake),
+        request_bytes: Arc::new(Semaphore::new(MAX_QUEUED_REQUEST_BYTES)),
+        message_bytes: Arc::new(Semaphore::new(MAX_QUEUED_MESSAGE_BYTES)),
+        last_turn: Arc::clone(&last_turn),
+    };
+    (inlet, Inbox { inputs: receiver, links, wake, last_turn })
 }
 
 impl Inlet {
     pub(super) fn inputs(&self) -> mpsc::Sender<Input> {
         self.inputs.clone()
     }
+
+    /// Queues a request, or refuses it.
+    fn accept(&self, from: NodeId, role: Role, body: &Bytes, respond: Respond) {
+        let arrived = Clock.now();
+        let Some(held) =
+            take_share(&self.request_bytes, body).filter(|_| !self.last_turn.is_long_ago(arrived))
+        else {
+            return respond.send(Response::Refused(Refusal::Overloaded));
+        };
+        let request = match decode(body) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!(peer = %from, %error, "request refused");
+                return respond.send(Response::Refused(Refusal::BadRequest(error.to_string())));
+            }
+        };
+        if role == Role::Visitor
+            && matches!(&request, Request::Write { operation, .. } if operation.is_administrative())
+        {
+            let why = "only a member may ask for this".to_owned();
+            return respond.send(Response::Refused(Refusal::BadRequest(why)));
+        }
+        let input = Input::Request { request, respond, arrived, held: Some(held) };
+        if let Err(full) = self.inputs.try_send(input)
+            && let Input::Request { respond, .. } = full.into_inner()
+        {
+            respond.send(Response::Refused(Refusal::Overloaded));
+        }
+    }
+}
+
+/// A share of the budget for an encoded input; `None`: it is used up.
+fn take_share(budget: &Arc<Semaphore>, body: &Bytes) -> Option<Held> {
+    let bytes = u32::try_from(body.len()).ok()?;
+    Arc::clone(budget).try_acquire_many_owned(bytes).ok()
 }
 
 impl Inbound for Inlet {
@@ -138,27 +219,15 @@ impl Inbound for Inlet {
         self.wake.notify_one();
     }
 
-    fn request(&self, from: NodeId, _role: Role, body: Bytes, respond: Responder) {
-        let respond = Respond::There(respond);
-        match decode(&body) {
-            Ok(request) => {
-                if let Err(full) = self.inputs.try_send(Input::Request { request, respond })
-                    && let Input::Request { respond, .. } = full.into_inner()
-                {
-                    respond.send(Response::Refused(Refusal::Overloaded));
-                }
-            }
-            Err(error) => {
-                tracing::warn!(peer = %from, %error, "request refused");
-                respond.send(Response::Refused(Refusal::BadRequest(error.to_string())));
-            }
-        }
+    fn request(&self, from: NodeId, role: Role, body: Bytes, respond: Responder) {
+        self.accept(from, role, &body, Respond::There(respond));
     }
 
     fn message(&self, from: NodeId, body: Bytes) {
+        // Messages may be lost: what sent them repeats what matters.
+        let Some(held) = take_share(&self.message_bytes, &body) else { return };
         match decode(&body) {
-            // Messages may be lost: what sent them repeats what matters.
-            Ok(message) => drop(self.inputs.try_send(Input::Message { from, message })),
+            Ok(message) => drop(self.inputs.try_send(Input::Message { from, message, held })),
             Err(error) => tracing::warn!(peer = %from, %error, "message refused"),
         }
     }
@@ -228,7 +297,7 @@ impl Runtime {
         loop {
             self.carry_out();
             let now = self.clock.now();
-            let wait = self.core.next_deadline(now).since(now);
+            let wait = self.core.next_deadline(now).since(now).min(MAX_PAUSE);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -248,6 +317,7 @@ impl Runtime {
             while let Ok(event) = self.net_events.try_recv() {
                 self.net_event(event);
             }
+            self.notice_sleep().await;
             // Links first: what a link delivers is queued after its coming up was noted.
             self.handle_links();
             for input in inputs.drain(..) {
@@ -258,6 +328,15 @@ impl Runtime {
                 self.core.handle_deadline(now);
             }
         }
+    }
+
+    /// If the machine slept, cuts all links: what lies in their buffers may be too old.
+    async fn notice_sleep(&self) {
+        if self.inbox.last_turn.is_long_ago(self.clock.now()) {
+            tracing::warn!("this machine or process stood still: all links are made anew");
+            self.net.cut_all("it stood still").await;
+        }
+        self.inbox.last_turn.set(self.clock.now());
     }
 
     fn handle_links(&mut self) {
@@ -275,12 +354,19 @@ impl Runtime {
     fn handle(&mut self, input: Input) {
         let now = self.clock.now();
         match input {
-            Input::Message { from, message } => self.core.message(from, message, now),
-            Input::Request { request, respond } => {
+            Input::Message { from, message, held } => {
+                self.core.message(from, message, now);
+                drop(held);
+            }
+            Input::Request { respond, arrived, .. } if now.since(arrived) > MAX_HELD => {
+                respond.send(Response::Refused(Refusal::Overloaded));
+            }
+            Input::Request { request, respond, arrived: _, held } => {
                 let tag = self.next_tag;
                 self.next_tag += 1;
                 self.pending.insert(tag, respond);
                 self.core.request(tag, request, now);
+                drop(held);
             }
             Input::Merged { from, into, result } => match result {
                 merge::Merged::Dissolved { into } => self.core.merged(from, into, true, now),
@@ -362,8 +448,10 @@ impl Runtime {
     }
 
     fn seal(&mut self, from: SwarmId, partitions: u32, into: SwarmId, attempt: u128, purpose: Purpose) {
+        while self.merging.try_join_next().is_some() {}
         if !self.merging.is_empty() {
-            // An attempt has bounded steps and reports its end; there is time for another after that.
+            // One at a time; an attempt has bounded steps.
+            self.core.merged(from, into, false, self.clock.now());
             return;
         }
         let rpc = self.rpc.clone();
@@ -395,5 +483,126 @@ impl Runtime {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::core::CoreConfig;
+    use super::*;
+    use crate::id::{PartitionId, SessionId};
+    use crate::net::{Identity, NetConfig};
+    use crate::ring::PartitionCount;
+    use crate::state_machine::{Operation, Origin};
+
+    fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {
+        let config = CoreConfig {
+            name: "test".to_owned(),
+            partitions: PartitionCount::new(8).unwrap(),
+            replicas: 3,
+            weight: 1,
+            joining: true,
+            discovery_window: Duration::ZERO,
+            replace_after: Duration::ZERO,
+            addresses: Vec::new(),
+            ticket: String::new(),
+        };
+        let core = Core::new(rpc.me, config, 0, Clock.now());
+        let shared = Arc::new(Shared {
+            events: broadcast::channel(8).0,
+            swarm: watch::channel(None).0,
+            left: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        });
+        Runtime::new(core, "test".to_owned(), None, inbox, rpc, net_events, shared)
+    }
+
+    fn write(operation: Operation) -> Bytes {
+        let origin = Origin { session: SessionId(1), sequence: 0, settled_below: 0 };
+        let (swarm, partition) = (SwarmId(1), PartitionId(0));
+        encode(&Request::Write { swarm, partition, origin, operation, forwarded: false }).into()
+    }
+
+    fn put(bytes: usize) -> Bytes {
+        write(Operation::Put { key: b"k".to_vec(), value: vec![0; bytes], ttl_ms: None })
+    }
+
+    /// What is refused at the door; `None`: it was let in.
+    fn ask(inlet: &Inlet, role: Role, body: &Bytes) -> Option<Response> {
+        let (respond, mut response) = oneshot::channel();
+        inlet.accept(NodeId::from_public_key([1; 32]), role, body, Respond::Here(respond));
+        response.try_recv().ok()
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_in_bytes() {
+        let (inlet, mut inbox) = inlet();
+        let peer = NodeId::from_public_key([1; 32]);
+        let request = put(1 << 20);
+        let fitting = MAX_QUEUED_REQUEST_BYTES / request.len();
+        for _ in 0..fitting {
+            assert_eq!(ask(&inlet, Role::Member, &request), None);
+        }
+        let overloaded = Some(Response::Refused(Refusal::Overloaded));
+        assert_eq!(ask(&inlet, Role::Member, &request), overloaded);
+        // Messages have a budget of their own.
+        let gossip = Message::Gossip { swarm: SwarmId(1), bytes: vec![0; 1 << 20] };
+        let message = Bytes::from(encode(&gossip));
+        for _ in 0..100 {
+            inlet.message(peer, message.clone());
+        }
+        assert_eq!(inbox.inputs.len(), fitting + MAX_QUEUED_MESSAGE_BYTES / message.len());
+        // What was taken out makes room.
+        drop(inbox.inputs.recv().await);
+        assert_eq!(ask(&inlet, Role::Member, &request), None);
+        assert_eq!(ask(&inlet, Role::Member, &request), overloaded);
+    }
+
+    #[test]
+    fn a_visitor_may_not_seal() {
+        let (inlet, _inbox) = inlet();
+        let seal = write(Operation::Seal { into: SwarmId(2), attempt: 1, epoch: None });
+        assert!(matches!(ask(&inlet, Role::Visitor, &seal), Some(Response::Refused(Refusal::BadRequest(_)))));
+        assert_eq!(ask(&inlet, Role::Member, &seal), None);
+        assert_eq!(ask(&inlet, Role::Visitor, &put(1)), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_older_than_a_session_allows_is_not_handled() {
+        let (inlet, inbox) = inlet();
+        let mut config = NetConfig::new(Identity::generate(), "test");
+        config.listen = vec!["127.0.0.1:0".to_owned()];
+        let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let mut runtime = runtime(inbox, rpc, net_events);
+        let mut handle = |arrived| {
+            let (respond, mut response) = oneshot::channel();
+            let respond = Respond::Here(respond);
+            runtime.handle(Input::Request { request: Request::Ticket, respond, arrived, held: None });
+            runtime.carry_out();
+            response.try_recv().unwrap()
+        };
+        let now = Clock.now();
+        assert_eq!(handle(now), Response::Ticket(String::new()));
+        let old = now - MAX_HELD - Duration::from_millis(1);
+        assert_eq!(handle(old), Response::Refused(Refusal::Overloaded));
+
+        // The machine sleeps, with a link.
+        let (peer_inlet, _peer_inbox) = super::inlet();
+        let config = NetConfig::new(Identity::generate(), "test");
+        let (peer, _events) = Net::start(config, Arc::new(peer_inlet)).await.unwrap();
+        peer.dial(&net.listen_addresses()[0]).unwrap();
+        while !net.is_linked(peer.node_id()) {
+            runtime.inbox.wake.notified().await;
+        }
+        runtime.notice_sleep().await;
+        assert!(net.is_linked(peer.node_id()));
+        runtime.inbox.last_turn.set(old);
+        let overloaded = Some(Response::Refused(Refusal::Overloaded));
+        assert_eq!(ask(&inlet, Role::Member, &put(1)), overloaded);
+        runtime.notice_sleep().await;
+        // The other side links again, but not at once.
+        assert!(!net.is_linked(peer.node_id()));
+        assert_eq!(ask(&inlet, Role::Member, &put(1)), None);
     }
 }

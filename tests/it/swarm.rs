@@ -207,3 +207,33 @@ async fn a_dropped_node_is_gone_even_if_a_client_of_it_lives_on() {
     };
     within("the link is cut", unlinked).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_dials_the_address_again_after_the_node_there_was_replaced() {
+    let (one, other) = (machine(), machine());
+    let secret = Secret::random();
+    // It never founds while this test runs: what links with it has an address that worked and no swarm.
+    let waiting = on(&one).secret(secret.clone()).join(["127.0.0.1:9"]).start().await.unwrap();
+    let address = waiting.addresses().into_iter().find(|address| address.contains("127.0.0.1")).unwrap();
+    let port: u16 = address.rsplit('/').next().unwrap().parse().unwrap();
+    let joiner = on(&other).secret(secret.clone()).join([address]).start().await.unwrap();
+    let linked = async {
+        while !joiner.client().status(joiner.id()).await.is_ok_and(|status| !status.links.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the joiner is linked", linked).await;
+    drop(waiting);
+    let replaced = async {
+        loop {
+            // As soon as the port is free.
+            match on(&one).secret(secret.clone()).port(port).start().await {
+                Ok(node) => break node,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let again = within("another node listens there", replaced).await;
+    within("the joiner is in its swarm", joiner.ready()).await;
+    assert_eq!(joiner.swarm(), again.swarm());
+}

@@ -84,8 +84,15 @@ impl Group {
         let state = self.machine.time();
         let lead = self.lead.as_mut()?;
         let elapsed = u64::try_from(now.since(lead.since).as_millis()).unwrap_or(u64::MAX);
-        let time = PartitionTime(lead.base.0.saturating_add(elapsed));
-        lead.stamp = time.max(lead.stamp).max(state);
+        let mut time = PartitionTime(lead.base.0.saturating_add(elapsed));
+        if state > time {
+            // What its predecessor stamped was applied only now. Time goes on from there: it must not stand still
+            // until the own count has caught up, which after an idle hour takes an hour.
+            lead.base = state;
+            lead.since = now;
+            time = state;
+        }
+        lead.stamp = lead.stamp.max(time);
         Some(lead.stamp)
     }
 

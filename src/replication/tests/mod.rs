@@ -411,6 +411,10 @@ fn a_new_leader_is_not_read_before_it_knows_what_was_committed() {
         sim.run(ms(400 + seed * 11));
         let written = sim.counts["writes"];
         sim.put(nodes[0], P, b"key", b"new");
+        // What is under way arrives, but no word of its commitment.
+        for other in &nodes[1..] {
+            sim.blocked.insert((nodes[0], *other));
+        }
         while sim.counts["writes"] == written {
             sim.run(Duration::from_micros(50));
         }
@@ -471,6 +475,35 @@ fn a_wait_ends_when_the_key_expires() {
     // Not before: the history checks that. And soon after, though nobody writes.
     sim.run_while(ms(500), |sim| !sim.counts.contains_key("waits"));
     assert_eq!(sim.counts["absent"], 1);
+}
+
+/// The key was written after an idle time, and the new leader applies that only when it leads already: the time to
+/// live must not have the idle time added to it.
+#[test]
+fn partition_time_does_not_stand_still_after_a_take_over() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.put(nodes[0], P, b"key", b"value");
+    sim.run(ms(10_000));
+    let now = sim.now;
+    let put = Operation::Put { key: BRIEF.to_vec(), value: vec![1], ttl_ms: Some(400) };
+    let write = sim.history.begin(SessionId(7), P, put, now);
+    sim.attempt(nodes[0], write);
+    // What is under way arrives, but no word of its commitment.
+    for other in &nodes[1..] {
+        sim.blocked.insert((nodes[0], *other));
+    }
+    while !sim.counts.contains_key("session writes") {
+        sim.run(Duration::from_micros(50));
+    }
+    sim.crash(nodes[0]);
+    assert_eq!(sim.driver(nodes[1]).state(P).unwrap().version(BRIEF), None);
+    sim.run_while(ms(400), |sim| sim.leader(P).is_none());
+    sim.run(ms(20));
+    let leader = sim.leader(P).unwrap();
+    let seen = sim.driver(leader).state(P).unwrap().version(BRIEF);
+    assert!(seen.is_some());
+    sim.wait(leader, P, BRIEF, seen);
+    sim.run_while(ms(600), |sim| !sim.counts.contains_key("waits"));
 }
 
 #[test]
