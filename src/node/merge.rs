@@ -49,7 +49,7 @@ pub(super) struct Attempt<'a> {
     /// The swarm that remains.
     pub(super) into: SwarmId,
     /// Random: whose the seals are.
-    pub(super) attempt: u128,
+    pub(super) id: u128,
 }
 
 impl Attempt<'_> {
@@ -71,7 +71,7 @@ impl Attempt<'_> {
             return failed;
         }
         let Some(epoch) = epoch else { return Merged::Failed };
-        match self.ask(0, Operation::Dissolve { attempt: self.attempt, epoch }).await {
+        match self.ask(0, Operation::Dissolve { attempt: self.id, epoch }).await {
             Some(Reply::Dissolved { into }) => Merged::Dissolved { into },
             Some(_) => {
                 self.unseal(self.partitions - 1).await;
@@ -101,13 +101,13 @@ impl Attempt<'_> {
     }
 
     fn seal(&self, epoch: Option<Version>) -> Operation {
-        Operation::Seal { into: self.into, attempt: self.attempt, epoch }
+        Operation::Seal { into: self.into, attempt: self.id, epoch }
     }
 
     /// Breaks this attempt's seals from the given partition down to the first.
     async fn unseal(&self, last: u32) {
         for partition in (0..=last).rev() {
-            if self.ask(partition, Operation::Unseal { attempt: self.attempt }).await.is_none() {
+            if self.ask(partition, Operation::Unseal { attempt: self.id }).await.is_none() {
                 tracing::warn!(partition, "a seal may remain for a while");
             }
         }

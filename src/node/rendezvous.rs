@@ -121,17 +121,13 @@ impl Rendezvous {
 /// Reads a registration if its node lives; removes it if not.
 fn read_live(path: &Path) -> Option<Registration> {
     let file = OpenOptions::new().read(true).open(path).ok()?;
-    match file.try_lock_shared() {
-        Ok(()) => {
-            let _ = fs::remove_file(path);
-            None
-        }
-        Err(_) => {
-            let mut text = Vec::new();
-            file.take(MAX_FILE_BYTES).read_to_end(&mut text).ok()?;
-            serde_json::from_slice(&text).ok()
-        }
+    if file.try_lock_shared().is_ok() {
+        let _ = fs::remove_file(path);
+        return None;
     }
+    let mut text = Vec::new();
+    file.take(MAX_FILE_BYTES).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// A name as a file name: nothing in it may mean something to the file system.

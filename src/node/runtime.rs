@@ -456,7 +456,7 @@ impl Runtime {
         }
         let rpc = self.rpc.clone();
         self.merging.spawn(async move {
-            let attempt = merge::Attempt { rpc: &rpc, from, partitions, into, attempt };
+            let attempt = merge::Attempt { rpc: &rpc, from, partitions, into, id: attempt };
             let result = match purpose {
                 Purpose::Dissolve => attempt.dissolve().await,
                 Purpose::Break => attempt.break_seals().await,

@@ -189,7 +189,7 @@ impl Swarm {
 
     pub(super) fn request(&mut self, tag: u64, request: Request, now: Timestamp) {
         if let Err(response) = self.dispatch(tag, request, now) {
-            self.respond(tag, response);
+            self.respond(tag, *response);
         }
     }
 
@@ -295,20 +295,23 @@ impl Swarm {
     // -- requests --
 
     /// Hands the request to the driver or passes it on; `Err`: the response, known at once.
-    fn dispatch(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
+    fn dispatch(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Box<Response>> {
         let (swarm, partition, forwarded) = match &request {
             Request::Write { swarm, partition, forwarded, .. }
             | Request::Read { swarm, partition, forwarded, .. }
             | Request::Wait { swarm, partition, forwarded, .. } => (*swarm, *partition, *forwarded),
-            Request::View => return Err(Response::View(self.view())),
+            Request::View => return Err(Box::new(Response::View(self.view()))),
             Request::Status | Request::Ticket | Request::Leave => {
-                return Err(Response::Refused(Refusal::BadRequest("not about a partition".to_owned())));
+                return Err(Box::new(Response::Refused(Refusal::BadRequest(
+                    "not about a partition".to_owned(),
+                ))));
             }
         };
         if swarm != self.id {
-            return Err(Response::Refused(Refusal::OtherSwarm));
+            return Err(Box::new(Response::Refused(Refusal::OtherSwarm)));
         }
-        self.check(partition, &request).map_err(|why| Response::Refused(Refusal::BadRequest(why)))?;
+        self.check(partition, &request)
+            .map_err(|why| Box::new(Response::Refused(Refusal::BadRequest(why))))?;
         let stale = matches!(&request, Request::Read { consistency: Consistency::Stale, .. });
         match self.route(partition, stale, forwarded) {
             Route::Here => self.serve(tag, request, now),
@@ -316,11 +319,11 @@ impl Swarm {
                 self.outputs.push_back(Output::Forward { tag, to, request: request.forwarded() });
                 Ok(())
             }
-            Route::Nowhere(refusal) => Err(Response::Refused(refusal)),
+            Route::Nowhere(refusal) => Err(Box::new(Response::Refused(refusal))),
         }
     }
 
-    fn serve(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Response> {
+    fn serve(&mut self, tag: u64, request: Request, now: Timestamp) -> Result<(), Box<Response>> {
         match request {
             Request::Write { partition, origin, operation, .. } => {
                 // What a node asks for on behalf of its swarm may be repeated at will: no session is needed.
@@ -336,7 +339,7 @@ impl Swarm {
             }
             Request::Wait { partition, watch, timeout_ms, .. } => {
                 if self.waits.by_tag.len() >= MAX_WAITS {
-                    return Err(Response::Refused(Refusal::Overloaded));
+                    return Err(Box::new(Response::Refused(Refusal::Overloaded)));
                 }
                 let timeout = Duration::from_millis(u64::from(timeout_ms.min(MAX_WAIT_MS)));
                 self.waits.insert(now + timeout, tag);
@@ -540,7 +543,7 @@ impl Swarm {
                     self.leader_changed(partition, leader, now);
                 }
                 replication::Output::ReplicaCreated { .. } | replication::Output::ReplicaRemoved { .. } => {
-                    self.reconcile_soon(now + STEP_INTERVAL)
+                    self.reconcile_soon(now + STEP_INTERVAL);
                 }
             }
         }
@@ -629,25 +632,23 @@ impl Swarm {
             unsettled |= step.is_some() || !view.learners.is_empty();
             let base = group.config;
             match step {
-                Some(Step::AddLearners(nodes)) => {
-                    if moving < MAX_MOVES {
-                        moving += 1;
-                        self.change(partition, replication::Change::AddLearners(nodes), base, now);
-                    }
+                Some(Step::AddLearners(nodes)) if moving < MAX_MOVES => {
+                    moving += 1;
+                    self.change(partition, &replication::Change::AddLearners(nodes), base, now);
                 }
                 Some(Step::Replace { promote, remove }) => {
-                    self.change(partition, replication::Change::Replace { promote, remove }, base, now);
+                    self.change(partition, &replication::Change::Replace { promote, remove }, base, now);
                 }
                 Some(Step::Transfer(to)) => self.transfer(partition, to, now),
-                None => {}
+                Some(Step::AddLearners(_)) | None => {}
             }
         }
         self.reconcile_at = now + if unsettled { STEP_INTERVAL } else { LOOK_INTERVAL };
         self.place(now);
     }
 
-    fn change(&mut self, partition: PartitionId, change: replication::Change, base: u64, now: Timestamp) {
-        if let Err(error) = self.driver.change(partition, base, &change, now) {
+    fn change(&mut self, partition: PartitionId, change: &replication::Change, base: u64, now: Timestamp) {
+        if let Err(error) = self.driver.change(partition, base, change, now) {
             tracing::debug!(%partition, %error, "change of replicas refused for now");
         }
     }

@@ -182,6 +182,10 @@ impl Inbound for Door {
     fn message(&self, _from: NodeId, _body: Bytes) {}
 }
 
+fn listed(reasons: &[String]) -> String {
+    reasons.iter().flat_map(|reason| ["; ", reason]).collect()
+}
+
 /// Why the swarm was not reached. Nothing has happened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -193,7 +197,7 @@ pub enum ConnectError {
         swarm: String,
     },
     /// Nobody answered.
-    #[error("no node of the swarm `{swarm}` was reached{}", reasons.iter().map(|reason| format!("; {reason}")).collect::<String>())]
+    #[error("no node of the swarm `{swarm}` was reached{}", listed(reasons))]
     Unreachable {
         /// The swarm.
         swarm: String,

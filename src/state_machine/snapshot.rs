@@ -198,7 +198,6 @@ enum Rank<'a> {
 /// `None`: the record cannot stand behind `last`.
 fn rank<'a>(record: &Record<'a>, last: Option<Rank<'_>>) -> Option<Rank<'a>> {
     match (record, last) {
-        (Record::Header { .. }, _) => None,
         (Record::Key { key, .. }, _) => Some(Rank::Key(key)),
         (Record::Fence { key, .. }, _) => Some(Rank::Fence(key)),
         (Record::Lock { name, .. }, _) => Some(Rank::Lock(name)),
@@ -207,7 +206,7 @@ fn rank<'a>(record: &Record<'a>, last: Option<Rank<'_>>) -> Option<Rank<'a>> {
         (Record::Answer { sequence, .. }, Some(Rank::Session(id, _))) => {
             Some(Rank::Session(id, Some(*sequence)))
         }
-        (Record::Answer { .. }, _) => None,
+        (Record::Header { .. } | Record::Answer { .. }, _) => None,
     }
 }
 

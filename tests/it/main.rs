@@ -1,5 +1,7 @@
 //! Tests of whole clusters, linked into one program, and the instruments that judge them.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod checker;
 mod lab;
 mod locks;

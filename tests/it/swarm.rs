@@ -20,10 +20,8 @@ pub(super) fn on(machine: &TempDir) -> NodeBuilder {
 }
 
 pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(LIMIT, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("not within {LIMIT:?}: {what}"),
-    }
+    let result = tokio::time::timeout(LIMIT, future).await;
+    result.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {what}"))
 }
 
 pub(super) async fn start(builder: NodeBuilder) -> Node {
