@@ -114,7 +114,9 @@ impl World {
     fn kill(&mut self, node: NodeId) {
         self.nodes.remove(&node);
         // A broken link fails the calls that wait on it.
-        let waiting: Vec<_> = self.forwarded.extract_if(.., |(at, _), _| *at == node).collect();
+        let (waiting, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.forwarded).into_iter().partition(|((at, _), _)| *at == node);
+        self.forwarded = others.into_iter().collect();
         for (_, (_, tag)) in waiting {
             self.schedule(Duration::from_millis(1), Event::Response { tag, response: Response::Unknown });
         }
