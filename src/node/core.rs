@@ -117,7 +117,7 @@ pub(super) struct Core {
     empty: bool,
     next_merge: Timestamp,
     next_hello: Timestamp,
-    /// Since when a partition on this node is sealed and no other swarm is linked.
+    /// Since when a partition on this node is sealed and there is no swarm to give way to.
     sealed_since: Option<Timestamp>,
     /// Whether the last look found that all others have left without handing anything over.
     deserted: bool,
@@ -451,10 +451,10 @@ impl Core {
         }
     }
 
-    /// Seals that no attempt will take over, because no other swarm is linked, are broken after a while.
+    /// Seals that no attempt will take over, because there is no swarm to give way to, are broken after a while.
     fn look_for_seals(&mut self, now: Timestamp) {
         let Stage::Serving(swarm) = &self.stage else { return };
-        let Some(into) = swarm.sealed().filter(|_| self.other_swarm().is_none()) else {
+        let Some(into) = swarm.sealed().filter(|_| self.swarm_to_give_way_to().is_none()) else {
             self.sealed_since = None;
             return;
         };

@@ -7,8 +7,8 @@
 //! attempt's, the swarm has dissolved, for good. Another attempt, on another node, takes the seals over in the
 //! same order, the first partition first; the log index of that first seal (the *epoch*) orders the attempts,
 //! and no partition lets an earlier attempt take a seal from a later one. So at most one attempt reaches the
-//! decision with all seals in its hands; one that fails breaks its own seals, the first partition last. Answers are lost with the partitions, so what remains is to tell
-//! the members, who then join the other swarm.
+//! decision with all seals in its hands; one that fails breaks its own seals, the first partition last. What
+//! remains is to tell the members, who then join the other swarm.
 
 use std::time::Duration;
 
