@@ -52,11 +52,16 @@ const HAND_OVER_TIME: Duration = Duration::from_millis(100);
 /// crash would, when dropped. State is in memory: what a node holds goes with it, and lives on in the other
 /// replicas.
 ///
-/// ```no_run
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let machine = tempfile::tempdir()?;
 /// use roundtable::node::Node;
 ///
-/// let node = Node::builder().start().await?;
+/// let node = Node::builder()
+/// #   .port(0).runtime_directory(machine.path().join("run"))
+///     .start()
+///     .await?;
 /// node.ready().await;
 /// node.client().put("greeting", "hello").await?;
 /// node.leave().await;

@@ -164,6 +164,37 @@ impl Visitor {
     }
 }
 
+impl Client<Net> {
+    /// A client of the swarm at an address (`192.168.1.7:7400`, a multiaddress) or of a ticket (`rt1...`), as a
+    /// visitor: linked as long as the client or a clone of it lives. An address alone leads into an open swarm,
+    /// or into one whose secret a node of this user on this machine has; [`Visitor::builder`] takes a secret.
+    ///
+    /// # Errors
+    /// If no node of the swarm can be reached. Nothing has happened then.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let machine = tempfile::tempdir()?;
+    /// use roundtable::client::Client;
+    /// use roundtable::node::Node;
+    ///
+    /// let node = Node::builder()
+    ///     .swarm("example")
+    /// #   .port(0).runtime_directory(machine.path().join("run"))
+    ///     .start()
+    ///     .await?;
+    /// let client = Client::connect(node.ticket()).await?;
+    /// client.put("greeting", "hello").await?;
+    /// # node.leave().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect(to: impl Into<String>) -> Result<Self, ConnectError> {
+        Ok(Visitor::builder().join([to.into()]).connect().await?.client())
+    }
+}
+
 /// What a visitor does with what it is sent: nothing.
 #[derive(Debug)]
 struct Door {

@@ -235,3 +235,25 @@ async fn a_joiner_dials_the_address_again_after_the_node_there_was_replaced() {
     within("the joiner is in its swarm", joiner.ready()).await;
     assert_eq!(joiner.swarm(), again.swarm());
 }
+
+/// Tasks of this test's own runtime.
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_left_or_was_dropped_leaves_no_task_behind() {
+    let machine = machine();
+    let before = tasks();
+    let nodes = [start(on(&machine)).await, start(on(&machine)).await];
+    nodes[0].client().put("key", "value").await.unwrap();
+    assert!(tasks() > before);
+    within("one leaves", nodes[0].leave()).await;
+    drop(nodes);
+    let ended = async {
+        while tasks() > before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("all tasks have ended", ended).await;
+}
