@@ -22,6 +22,8 @@ containers=()
 B() { buildah --root "$WORK/store" --runroot "$WORK/run" --storage-driver vfs "$@"; }
 say() { printf '== %s\n' "$*"; }
 clean_up() {
+    # Not only what was started here: what runs inside a container outlives the command that started it.
+    for i in 1 2 3; do ip netns pids "$P$i" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true; done
     for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
     for container in "${containers[@]}"; do B rm "$container" >/dev/null 2>&1 || true; done
     for i in 1 2 3; do ip netns del "$P$i" 2>/dev/null || true; done
