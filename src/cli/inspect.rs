@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::connect::{Session, Target, connect};
+use super::connect::{Client, Session, Target, connect};
 use super::exit::{Code, Failure};
 use super::render::{Output, Table, json_bytes, printable};
 use super::units;
@@ -65,10 +65,7 @@ impl Status {
         let session = connect(target).await?;
         let client = &session.client;
         let node = match &self.node {
-            Some(text) => {
-                let view = client.view().await?;
-                choose(text, view.members.iter().map(|member| member.node))?
-            }
+            Some(text) => member_named(client, text).await?,
             None => nearest(&session)?,
         };
         let status = client.status(node).await?;
@@ -84,8 +81,14 @@ pub(super) fn nearest(session: &Session) -> Result<NodeId, Failure> {
         .ok_or_else(|| Failure::new(Code::Unreachable, "no node answers; `roundtable up` starts one"))
 }
 
+/// The member that the end of an id names.
+pub(super) async fn member_named(client: &Client, text: &str) -> Result<NodeId, Failure> {
+    let view = client.view().await?;
+    choose(text, view.members.iter().map(|member| member.node))
+}
+
 /// Finds a node by its id or the end of it, with or without the leading dots.
-pub(super) fn choose(text: &str, nodes: impl Iterator<Item = NodeId>) -> Result<NodeId, Failure> {
+fn choose(text: &str, nodes: impl Iterator<Item = NodeId>) -> Result<NodeId, Failure> {
     let end = text.trim_start_matches('.');
     let fitting: Vec<NodeId> = nodes.filter(|node| node.to_string().ends_with(end)).collect();
     match fitting.as_slice() {

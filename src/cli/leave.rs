@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::connect::{Target, connect};
 use super::exit::{Code, Failure};
-use super::inspect::{choose, name};
+use super::inspect::{member_named, name};
 use super::render::Output;
 use crate::client::Error;
 use crate::membership::MemberState;
@@ -28,10 +28,7 @@ impl Leave {
         let session = connect(target).await?;
         let client = &session.client;
         let node = match &self.node {
-            Some(text) => {
-                let view = client.view().await?;
-                choose(text, view.members.iter().map(|member| member.node))?
-            }
+            Some(text) => member_named(client, text).await?,
             None => match session.local_nodes() {
                 [node] => *node,
                 [] => {
