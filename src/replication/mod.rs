@@ -28,6 +28,7 @@
 mod config;
 mod convert;
 mod driver;
+mod durable;
 mod group;
 mod log;
 mod message;
@@ -38,6 +39,7 @@ mod tests;
 
 pub use config::DriverConfig;
 pub use driver::Driver;
+pub use durable::{Gap, HardState, Stored, StoredReplica, StoredState, Write};
 pub use message::{
     Body, GroupMessage, LogEntry, RaftKind, RaftMessage, SnapshotAck, SnapshotChunk, SnapshotState,
 };
@@ -48,6 +50,14 @@ use crate::state_machine::{Answer, Reply};
 /// What the driver wants done, or has to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
+    /// Keep these across a restart, whole or not at all, behind those of all earlier batches; say
+    /// [`Driver::persisted`] when they are on the disk. Only of a driver that is told to be durable.
+    Persist {
+        /// Names the batch; rises.
+        batch: u64,
+        /// What to keep.
+        writes: Vec<Write>,
+    },
     /// Send these to a node, in this order; they may be lost.
     Frame {
         /// To whom.
