@@ -113,6 +113,8 @@ pub(super) struct Replay {
     doubt: BTreeSet<PartitionId>,
     /// The segment that must follow.
     promised: Option<u64>,
+    /// The last segment with a sound record, and where the last one in it ends.
+    behind: Option<(u64, u64)>,
 }
 
 /// Where the sound part of a segment ends.
@@ -136,6 +138,7 @@ impl Replay {
             table: Table::InDoubt,
             doubt: BTreeSet::new(),
             promised: None,
+            behind: None,
         }
     }
 
@@ -156,21 +159,19 @@ impl Replay {
                 self.arrive_at(number);
                 read.based = found == 0 && record.kind == Kind::Summary;
             }
-            let before = self.expected;
+            let lost = self.expected.map_or(0, |expected| record.sequence.saturating_sub(expected));
             self.record(&record, number);
-            let padding = bytes[at..found].iter().all(|byte| *byte == 0);
-            if found > at && !padding {
-                let lost = before.map_or(0, |before| record.sequence.saturating_sub(before));
+            if bytes[at..found].iter().any(|byte| *byte != 0) {
                 self.findings.push(Finding::Corrupt { segment: number, offset: at as u64, lost });
+            } else if let Some((segment, offset)) = self.behind.filter(|_| lost > 0) {
+                self.findings.push(Finding::Corrupt { segment, offset, lost });
             }
             read.continued = record.kind == Kind::End;
             at = record.end;
             read.end = Some(at as u64);
+            self.behind = Some((number, at as u64));
         }
-        if !read.continued
-            && read.end.is_some()
-            && bytes.get(at..).is_some_and(|rest| rest.starts_with(&mark.to_le_bytes()))
-        {
+        if !read.continued && read.end.is_some() && bytes[at..].starts_with(&mark.to_le_bytes()) {
             self.findings.push(Finding::Torn { segment: number, offset: at as u64 });
         }
         read
@@ -181,11 +182,9 @@ impl Replay {
         if let Some(promised) = self.promised.take().filter(|promised| *promised != segment) {
             self.findings.push(Finding::Missing { segment: promised });
         }
-        // What looked torn at the end of the segment before was not: one has followed.
-        if let Some(Finding::Torn { segment, offset }) = self.findings.last().cloned() {
-            self.findings.pop();
-            self.findings.push(Finding::Corrupt { segment, offset, lost: 0 });
-        }
+        // What looked torn at the end of the segment before is the note that another one has begun, which says
+        // nothing new; unless data records are missing.
+        self.findings.pop_if(|finding| matches!(finding, Finding::Torn { .. }));
     }
 
     fn record(&mut self, record: &Record<'_>, segment: u64) {
@@ -291,6 +290,17 @@ impl Replay {
             self.mark_damaged(partition);
         }
         Ok(())
+    }
+
+    /// All states were read: of a damaged replica nothing is given that cannot be relied upon.
+    pub(super) fn strip_damaged(&mut self) {
+        for (partition, replica) in &mut self.stored.replicas {
+            if replica.damaged {
+                self.findings.push(Finding::Damaged { partition: *partition });
+                replica.first = replica.state.as_ref().map_or(0, |state| state.index) + 1;
+                replica.entries.clear();
+            }
+        }
     }
 }
 

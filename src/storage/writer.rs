@@ -466,14 +466,14 @@ impl Writer {
             let path = self.path.join(segment_name(oldest.number));
             if oldest.bytes == self.config.segment_bytes && self.spare.is_none() {
                 self.disk.rename(&path, &self.path.join(SPARE_FILE)).map_err(Trouble::of)?;
-                self.segments.pop_front();
-                // Before it is written under another name, nobody may find it under this one.
-                self.sync_dir()?;
                 self.spare = Some(oldest.bytes);
             } else {
                 self.disk.remove(&path).map_err(Trouble::of)?;
-                self.segments.pop_front();
             }
+            self.segments.pop_front();
+            // Before it is written under another name, nobody may find it under this one; and none goes before
+            // an older one.
+            self.sync_dir()?;
         }
         Ok(())
     }
@@ -719,8 +719,7 @@ impl<'a> Reader<'a> {
                 replica.state = state;
             }
         }
-        let damaged = replay.stored.replicas.iter().filter(|(_, replica)| replica.damaged);
-        replay.findings.extend(damaged.map(|(partition, _)| Finding::Damaged { partition: *partition }));
+        replay.strip_damaged();
         Ok(())
     }
 }

@@ -1,5 +1,8 @@
 //! Tests of the store: on a real disk, and on one in memory that loses power, flips bits and runs full.
 
+mod faults;
+mod memory;
+
 use tempfile::TempDir;
 
 use super::*;
