@@ -401,6 +401,7 @@ impl Runtime {
                         respond.send(response);
                     }
                 }
+                Output::Persist { .. } => {}
                 Output::Forward { tag, to, request } => self.forward(tag, to, request),
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),

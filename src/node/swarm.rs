@@ -539,6 +539,9 @@ impl Swarm {
                     self.outputs.push_back(Output::Send { to, message });
                 }
                 replication::Output::Outcome { tag, result } => self.outcome(tag, result),
+                replication::Output::Persist { batch, writes } => {
+                    self.outputs.push_back(Output::Persist { batch, writes });
+                }
                 replication::Output::LeaderChanged { partition, leader } => {
                     self.leader_changed(partition, leader, now);
                 }
@@ -560,6 +563,7 @@ impl Swarm {
                 replication::Refusal::Overloaded => Refusal::Overloaded,
                 replication::Refusal::NoReplica => Refusal::NotLeader { leader: None },
                 replication::Refusal::TooLarge => Refusal::BadRequest(refusal.to_string()),
+                replication::Refusal::StorageFull => Refusal::StorageFull,
             }),
             Outcome::Unknown => Response::Unknown,
         };

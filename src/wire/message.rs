@@ -135,6 +135,9 @@ pub enum Refusal {
     /// The node's queue is full.
     #[error("overloaded")]
     Overloaded,
+    /// The disk of the partition's leader is full.
+    #[error("storage full")]
+    StorageFull,
     /// The node has no swarm yet, or is leaving it.
     #[error("not serving")]
     NotServing,
