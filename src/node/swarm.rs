@@ -534,6 +534,8 @@ impl Swarm {
     fn drain_driver(&mut self, now: Timestamp) {
         while let Some(output) = self.driver.poll_output() {
             match output {
+                // Of a durable driver only, and this one is in memory.
+                replication::Output::Persist { .. } => {}
                 replication::Output::Frame { to, messages } => {
                     let message = Message::Groups { swarm: self.id, messages };
                     self.outputs.push_back(Output::Send { to, message });
