@@ -103,6 +103,9 @@ pub enum Outcome {
         /// Whether it may be old: that was asked for.
         stale: bool,
     },
+    /// The whole state at one moment: what [`StateMachine::restore`](crate::state_machine::StateMachine::restore)
+    /// reads.
+    Export(Vec<u8>),
     /// Nothing was done.
     Refused(Refusal),
     /// The proposal may or may not be applied: leadership was lost before it was known.
