@@ -13,7 +13,7 @@ use super::super::call::{Action, Call, Outcome, Place, unexpected};
 use super::super::{Client, Error};
 use super::file::{Header, Writer};
 use crate::id::{NodeId, PartitionId, SwarmId, Version};
-use crate::state_machine::StateMachine;
+use crate::state_machine::{Operation, StateMachine};
 use crate::wire::{Refusal, Request, Response, Rpc, RpcError};
 
 /// Partitions fetched at the same time, and so in memory.
@@ -119,6 +119,12 @@ pub(in crate::client) async fn backup<R: Rpc, W: AsyncWrite + Unpin + Send>(
 
 async fn fetch<R: Rpc>(client: &Client<R>, place: Place) -> Result<Fetched, Error> {
     for _ in 0..MAX_TRIES {
+        // Changes nothing, but lets the partition's time catch up: what is left of the times to live is counted
+        // by it, and it stands still while nothing is written.
+        let operation = Operation::Raise { above: Version(0) };
+        let caught_up = Call::new(client, Action::WritePartition { place, operation }).run().await;
+        // That it may have been applied is of no importance.
+        caught_up.map_err(|error| if error == Error::Unknown { Error::TimedOut } else { error })?;
         let (node, export, bytes) = match Call::new(client, Action::Export { place }).run().await? {
             Outcome::Exported { node, export, bytes } => (node, export, bytes),
             _ => return Err(unexpected()),

@@ -5,6 +5,8 @@
 mod fetch;
 mod file;
 mod restore;
+#[cfg(test)]
+mod tests;
 
 pub use fetch::{BackupError, BackupProgress, BackupSummary};
 pub use file::FileError;

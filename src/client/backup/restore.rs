@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io::SeekFrom;
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::io::{AsyncRead, AsyncSeek, AsyncSeekExt};
@@ -119,22 +120,23 @@ pub(in crate::client) async fn restore<R: Rpc, F: AsyncRead + AsyncSeek + Unpin 
     })
     .await?;
     done.of = verified.keys;
-    let target = Target { client, swarm: view.swarm, backup: verified.backup };
+    let target = Target { client: client.clone(), swarm: view.swarm, backup: verified.backup };
 
-    let contents = target.all(&view, async |place| target.contents(place).await).await?;
+    let (partitions, above) = (view.partitions, verified.above);
+    let contents = target.all(partitions, |target, place| target.contents(place)).await?;
     if contents
         .iter()
         .any(|(empty, import)| !empty && import.is_none_or(|import| import.backup != verified.backup))
     {
         return Err(RestoreError::NotEmpty);
     }
-    target.all(&view, async |place| target.raise(place, verified.above).await).await?;
-    let begun = target.all(&view, async |place| target.import(place, 0, Vec::new()).await).await?;
+    target.all(partitions, move |target, place| target.raise(place, above)).await?;
+    let begun = target.all(partitions, |target, place| target.import(place, 0, Vec::new())).await?;
 
     file.seek(SeekFrom::Start(begin)).await.map_err(FileError::Io)?;
     let mut reader = Reader::begin(file).await.map_err(|error| interrupted(error.into(), done))?;
     let header = reader.header().clone();
-    let mut parts = Parts::new(&view, &begun);
+    let mut parts = Parts::new(Arc::clone(&view), &begun);
     let mut before = 0;
     loop {
         let next = reader.next().await.map_err(|error| interrupted(error.into(), done))?;
@@ -201,8 +203,8 @@ async fn verify<F: AsyncRead + Unpin + Send>(
 }
 
 /// Parts of a backup, by the partition that they are for.
-struct Parts<'a> {
-    view: &'a SwarmView,
+struct Parts {
+    view: Arc<SwarmView>,
     /// The part that each partition waits for.
     begun: Vec<u64>,
     /// Number of the part that is open or opened next, for each partition.
@@ -220,14 +222,14 @@ struct Parts<'a> {
     skipped: u64,
 }
 
-impl<'a> Parts<'a> {
-    fn new(view: &'a SwarmView, begun: &[ImportState]) -> Self {
+impl Parts {
+    fn new(view: Arc<SwarmView>, begun: &[ImportState]) -> Self {
         let kept = (0..).map(PartitionId).zip(begun.iter().map(|state| state.kept)).collect();
         Self {
-            view,
             begun: begun.iter().map(|state| state.next).collect(),
             // Part 0 is the empty one that begins.
             numbers: vec![1; view.partitions as usize],
+            view,
             open: BTreeMap::new(),
             closed: BTreeMap::new(),
             bytes: 0,
@@ -238,7 +240,7 @@ impl<'a> Parts<'a> {
     }
 
     fn push(&mut self, item: Imported) {
-        let partition = partition_of(item.key(), self.view);
+        let partition = partition_of(item.key(), &self.view);
         let bytes = item.bytes();
         let (open_bytes, open) = self.open.entry(partition).or_default();
         let is_full = open.len() >= MAX_IMPORTED || *open_bytes + bytes > MAX_IMPORTED_BYTES;
@@ -278,35 +280,44 @@ fn keys(items: &[Imported]) -> u64 {
 }
 
 /// The swarm that is written to, and what is.
-struct Target<'a, R> {
-    client: &'a Client<R>,
+struct Target<R> {
+    client: Client<R>,
     swarm: SwarmId,
     backup: u128,
 }
 
-impl<R: Rpc> Target<'_, R> {
-    /// Asks all partitions, in no order; the answers are in order.
-    async fn all<T>(
+impl<R> Clone for Target<R> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), ..*self }
+    }
+}
+
+impl<R: Rpc> Target<R> {
+    /// Asks all partitions, several at a time; the answers are in order.
+    async fn all<T, Asking>(
         &self,
-        view: &SwarmView,
-        ask: impl AsyncFn(Place) -> Result<T, RestoreError>,
-    ) -> Result<Vec<T>, RestoreError> {
-        stream::iter(0..view.partitions)
-            .map(|partition| ask(Place { swarm: self.swarm, partition: PartitionId(partition) }))
+        partitions: u32,
+        ask: impl Fn(Self, Place) -> Asking,
+    ) -> Result<Vec<T>, RestoreError>
+    where
+        Asking: Future<Output = Result<T, RestoreError>>,
+    {
+        stream::iter((0..partitions).map(PartitionId))
+            .map(|partition| ask(self.clone(), Place { swarm: self.swarm, partition }))
             .buffered(CONCURRENT_PARTITIONS)
             .try_collect()
             .await
     }
 
-    async fn contents(&self, place: Place) -> Result<(bool, Option<ImportState>), RestoreError> {
+    async fn contents(self, place: Place) -> Result<(bool, Option<ImportState>), RestoreError> {
         let query = Query::Contents;
-        match Call::new(self.client, Action::Scan { place, query }).run().await? {
+        match Call::new(&self.client, Action::Scan { place, query }).run().await? {
             Outcome::Answer(Answer::Contents { empty, import }) => Ok((empty, import)),
             _ => Err(unexpected().into()),
         }
     }
 
-    async fn raise(&self, place: Place, above: Version) -> Result<(), RestoreError> {
+    async fn raise(self, place: Place, above: Version) -> Result<(), RestoreError> {
         match self.write(place, Operation::Raise { above }).await? {
             Reply::Raised { highest } if highest >= above => Ok(()),
             Reply::Raised { .. } => Err(RestoreError::Exhausted),
@@ -315,7 +326,7 @@ impl<R: Rpc> Target<'_, R> {
     }
 
     async fn import(
-        &self,
+        self,
         place: Place,
         number: u64,
         items: Vec<Imported>,
@@ -330,25 +341,28 @@ impl<R: Rpc> Target<'_, R> {
     }
 
     async fn write(&self, place: Place, operation: Operation) -> Result<Reply, Error> {
-        match Call::new(self.client, Action::WritePartition { place, operation }).run().await? {
+        match Call::new(&self.client, Action::WritePartition { place, operation }).run().await? {
             Outcome::Reply(reply) => Ok(reply),
             _ => Err(unexpected()),
         }
     }
 
     /// Sends all closed parts: those of one partition one after the other.
-    async fn send(&self, parts: &mut Parts<'_>) -> Result<(), RestoreError> {
+    async fn send(&self, parts: &mut Parts) -> Result<(), RestoreError> {
         parts.bytes = 0;
-        let closed = std::mem::take(&mut parts.closed);
-        let sending = closed.into_iter().map(|(partition, queue)| {
-            let place = Place { swarm: self.swarm, partition };
-            stream::iter(queue).then(move |(number, items)| async move {
-                let sent = keys(&items);
-                let state = self.import(place, number, items).await?;
-                Ok::<_, RestoreError>((place.partition, sent, state.kept))
-            })
+        let queues = std::mem::take(&mut parts.closed).into_iter().map(|(partition, queue)| {
+            let (target, place) = (self.clone(), Place { swarm: self.swarm, partition });
+            let send = move |(number, items): (u64, Vec<Imported>)| {
+                let target = target.clone();
+                async move {
+                    let sent = keys(&items);
+                    let state = target.import(place, number, items).await?;
+                    Ok::<_, RestoreError>((partition, sent, state.kept))
+                }
+            };
+            stream::iter(queue).then(send).boxed()
         });
-        let mut sent = stream::iter(sending.map(Box::pin)).flatten_unordered(CONCURRENT_PARTITIONS);
+        let mut sent = stream::iter(queues).flatten_unordered(CONCURRENT_PARTITIONS);
         while let Some((partition, keys, kept)) = sent.try_next().await? {
             parts.put_back += keys;
             parts.kept.insert(partition, kept);
