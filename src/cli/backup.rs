@@ -296,9 +296,9 @@ mod tests {
         assert!(failure.message.ends_with("there is no backup"), "{}", failure.message);
         let failure = Failure::from(RestoreError::NotEmpty);
         assert_eq!(failure.code, Code::Conflict);
-        let error = Box::new(RestoreError::Store(Error::Unknown));
+        let error = Box::new(RestoreError::Store(Error::TimedOut));
         let failure = Failure::from(RestoreError::Interrupted { keys: 3, of: 9, error });
-        assert_eq!(failure.code, Code::Unknown);
+        assert_eq!(failure.code, Code::Unreachable);
         assert!(failure.message.contains("3 of 9") && failure.message.contains("same file again"));
     }
 }

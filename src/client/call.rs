@@ -51,7 +51,8 @@ pub(super) enum Action {
         place: Place,
         query: Query,
     },
-    /// A change of a partition as a whole: it may be repeated at will.
+    /// A change of a partition as a whole, which may be repeated at will: whoever asks for it need not know whether
+    /// one that failed was applied, and is told why it failed instead.
     WritePartition {
         place: Place,
         operation: Operation,
@@ -449,7 +450,7 @@ impl<'a, R: Rpc> Call<'a, R> {
     fn lost(&mut self, node: NodeId, partition: PartitionId) {
         self.last = Error::TimedOut;
         self.hope();
-        self.maybe_applied |= self.action.is_write();
+        self.maybe_applied |= matches!(self.action, Action::Write(_));
         self.client.shared.router.forget_leader(partition, node);
         self.doubts = true;
     }

@@ -122,9 +122,7 @@ async fn fetch<R: Rpc>(client: &Client<R>, place: Place) -> Result<Fetched, Erro
         // Changes nothing, but lets the partition's time catch up: what is left of the times to live is counted
         // by it, and it stands still while nothing is written.
         let operation = Operation::Raise { above: Version(0) };
-        let caught_up = Call::new(client, Action::WritePartition { place, operation }).run().await;
-        // That it may have been applied is of no importance.
-        caught_up.map_err(|error| if error == Error::Unknown { Error::TimedOut } else { error })?;
+        Call::new(client, Action::WritePartition { place, operation }).run().await?;
         let (node, export, bytes) = match Call::new(client, Action::Export { place }).run().await? {
             Outcome::Exported { node, export, bytes } => (node, export, bytes),
             _ => return Err(unexpected()),

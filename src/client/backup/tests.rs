@@ -189,7 +189,7 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
     let Err(RestoreError::Interrupted { keys, of, error }) = first else { panic!("{first:?}") };
     assert_eq!(of, KEYS as u64);
     assert!(keys < of, "{keys}");
-    assert!(matches!(*error, RestoreError::Store(Error::Unknown)), "{error}");
+    assert!(matches!(*error, RestoreError::Store(Error::TimedOut)), "{error}");
 
     net.cut(false);
     // What is there is changed or removed, what is not there yet is written.
