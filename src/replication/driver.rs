@@ -232,6 +232,13 @@ impl Driver {
         self.refuse_unless(served, tag);
     }
 
+    /// Reads a partition's whole state linearizably, as a snapshot.
+    pub fn export(&mut self, partition: PartitionId, tag: u64, now: Timestamp) {
+        self.advance_to(now);
+        let served = self.with(partition, |group, shared| group.export(tag, shared));
+        self.refuse_unless(served, tag);
+    }
+
     /// Answers as soon as what is watched has changed; linearizable from the first look on. Ends with an
     /// answer, with a refusal when leadership is lost, or by [`Driver::cancel`].
     pub fn wait(&mut self, partition: PartitionId, tag: u64, watch: Watch, now: Timestamp) {

@@ -105,6 +105,9 @@ pub enum Outcome {
         /// Whether it may be old: that was asked for.
         stale: bool,
     },
+    /// The whole state at one moment: what [`StateMachine::restore`](crate::state_machine::StateMachine::restore)
+    /// reads.
+    Export(Vec<u8>),
     /// Nothing was done.
     Refused(Refusal),
     /// The proposal may or may not be applied: leadership was lost before it was known.
@@ -197,8 +200,11 @@ pub enum RecoverError {
     #[error("the replica holds no state")]
     NoState,
     /// A majority of the voters is linked: it decides by itself.
-    #[error("the partition reaches a majority of its voters")]
+    #[error("the partition reaches a majority of its voters, or heard its leader a moment ago")]
     HasQuorum,
+    /// Versions cannot leap once more: hundreds of thousands of recoveries are behind it.
+    #[error("the partition was recovered too often")]
+    TooOften,
 }
 
 /// Most replicas of one group, voters and learners.

@@ -17,7 +17,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::messages::MAX_NUMBER;
-use super::{Group, Made, Shared};
+use super::{Group, Shared};
 use crate::codec;
 use crate::id::{PartitionId, ReplicaId};
 use crate::replication::config::{Roster, Voting};
@@ -98,12 +98,12 @@ impl Group {
         let survivor = Survivor {
             replica: self.id,
             index: self.applied(),
-            machine: std::mem::take(&mut self.machine),
+            machine: self.machine.clone(),
             entries: self.raw.store().unapplied().map(convert::from_core_entry).collect(),
             term: self.raw.raft.term,
             last_replica: self.roster.last_replica,
         };
-        *self = Self::next_generation(self.partition, survivor, shared).map_err(|_| RecoverError::NoState)?;
+        *self = Self::next_generation(self.partition, survivor, shared)?;
         Ok(())
     }
 
@@ -126,10 +126,14 @@ impl Group {
             term: stored.hard_state.term.max(state.term),
             last_replica: header.roster.last_replica.max(stored.replica.0),
         };
-        Self::next_generation(partition, survivor, shared).map_err(|_| RecoverError::NoState)
+        Self::next_generation(partition, survivor, shared)
     }
 
-    fn next_generation(partition: PartitionId, survivor: Survivor, shared: &mut Shared) -> Made {
+    fn next_generation(
+        partition: PartitionId,
+        survivor: Survivor,
+        shared: &mut Shared,
+    ) -> Result<Self, RecoverError> {
         let Survivor { replica, mut machine, mut index, entries, term, last_replica } = survivor;
         for entry in entries {
             index += 1;
@@ -139,7 +143,7 @@ impl Group {
                 machine.apply(index, command);
             }
         }
-        machine.raise_by(VERSION_LEAP);
+        machine.raise_by(VERSION_LEAP).map_err(|_| RecoverError::TooOften)?;
         // Two survivors that are recovered by mistake must not take each other for their own replica.
         let leap = GENERATION + shared.rng.random_range(0..GENERATION);
         let id = ReplicaId((last_replica + leap).min(MAX_NUMBER));
@@ -149,10 +153,11 @@ impl Group {
         let voting = Voting { voters: vec![id.0], ..Voting::default() };
         let hard_state = HardState { term, vote: 0, commit: index };
         let log = Log::restored(convert::to_core_hard_state(hard_state), (index, term), &voting, []);
-        let mut group = Self::make(partition, id, log, roster, voting, shared)?;
+        let mut group =
+            Self::make(partition, id, log, roster, voting, shared).map_err(|_| RecoverError::NoState)?;
         group.machine = machine;
         shared.keep(Write::Destroy { partition, replica });
-        group.begin_alone(shared)?;
+        group.begin_alone(shared).map_err(|_| RecoverError::NoState)?;
         Ok(group)
     }
 }

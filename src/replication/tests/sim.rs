@@ -303,7 +303,6 @@ impl Sim {
                 format!("{:?} {id:?} {output:?}", self.now).hash(&mut self.trace);
             }
             match output {
-                Output::Persist { .. } => unreachable!("nobody told the driver to be durable"),
                 Output::Frame { to, messages } => self.transmit(id, to, &messages),
                 Output::Outcome { tag, result } => self.outcome(tag, result),
                 Output::ReplicaCreated { .. } => self.count("created"),
