@@ -108,7 +108,12 @@ impl MemoryDisk {
             }
             dir.live = dir.durable.clone();
         }
-        for file in &mut state.files {
+        let named: BTreeSet<usize> = state.dirs.values().flat_map(|dir| dir.live.values()).copied().collect();
+        for (id, file) in state.files.iter_mut().enumerate() {
+            if !named.contains(&id) {
+                *file = Contents::default();
+                continue;
+            }
             let size = if rng.random_bool(0.5) { file.live.len() } else { file.durable.len() };
             // What one device does: all, nothing, the beginning, or any sectors.
             let way = rng.random_range(0..4);
@@ -170,11 +175,6 @@ impl MemoryDisk {
             .map_or_else(Vec::new, |found| found.live.keys().map(|name| dir.join(name)).collect())
     }
 
-    pub(super) fn read(&self, path: &Path) -> Vec<u8> {
-        let state = self.state();
-        state.files[state.find(path).unwrap()].live.clone()
-    }
-
     /// Changes what is on the disk behind everybody's back.
     pub(super) fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
@@ -190,10 +190,10 @@ impl MemoryDisk {
             let (live, durable) = (dir.live.clone(), dir.live.clone());
             (path.clone(), Dir { live, durable, pending: Vec::new() })
         });
-        let files = state.files.iter().map(|file| Contents {
-            live: file.live.clone(),
-            durable: file.live.clone(),
-            dirty: BTreeSet::new(),
+        let named: BTreeSet<usize> = state.dirs.values().flat_map(|dir| dir.live.values()).copied().collect();
+        let files = state.files.iter().enumerate().map(|(id, file)| {
+            let live = if named.contains(&id) { file.live.clone() } else { Vec::new() };
+            Contents { durable: live.clone(), live, dirty: BTreeSet::new() }
         });
         let copy = State { dirs: dirs.collect(), files: files.collect(), ..State::default() };
         Self { inner: Arc::new(Inner { state: Mutex::new(copy), gate: Condvar::new() }) }
