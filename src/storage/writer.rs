@@ -30,8 +30,8 @@ const SUMMARY_EVERY_BYTES: u64 = 1024 * 1024;
 const BLOCK_BYTES: u64 = 4096;
 /// Kept free at the end of a segment for the note that another one has begun.
 const END_BYTES: u64 = 64;
-/// Partitions that are asked for their states at a time.
-const STATES_AT_A_TIME: usize = 4;
+/// Partitions that are asked for their states at a time: while one is written, nothing else is.
+const STATES_AT_A_TIME: usize = 1;
 
 /// What went wrong with a write.
 #[derive(Debug)]
@@ -482,7 +482,8 @@ impl Writer {
         };
         while let Some(oldest) = self.segments.front().filter(|segment| segment.number < keep_from).copied() {
             let path = self.path.join(segment_name(oldest.number));
-            if oldest.bytes == self.config.segment_bytes && self.spare.is_none() {
+            if oldest.bytes == self.config.segment_bytes && self.spare.is_none_or(|size| size < oldest.bytes)
+            {
                 self.disk.rename(&path, &self.path.join(SPARE_FILE)).map_err(Trouble::of)?;
                 self.spare = Some(oldest.bytes);
             } else {
@@ -695,11 +696,11 @@ impl<'a> Reader<'a> {
     fn read(&mut self, name: &str, findings: &mut Vec<Finding>) -> io::Result<()> {
         let file = self.disk.open(&self.path.join(name))?;
         let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
-        self.buffer.clear();
         self.buffer.resize(size, 0);
         for (number, chunk) in self.buffer.chunks_mut(CHUNK_BYTES).enumerate() {
             let at = (number * CHUNK_BYTES) as u64;
             match file.read_full_at(chunk, at) {
+                Ok(read) if read < chunk.len() => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) if is_unreadable(&error) => {
                     for (number, piece) in chunk.chunks_mut(UNREADABLE_BYTES).enumerate() {
