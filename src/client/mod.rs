@@ -10,6 +10,7 @@
 mod call;
 mod error;
 mod lock;
+mod outbox;
 mod router;
 mod scan;
 mod session;

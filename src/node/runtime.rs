@@ -28,7 +28,7 @@ use crate::id::{NodeId, SwarmId};
 use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
 use crate::state_machine::MAX_DEADLINE;
 use crate::time::Timestamp;
-use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
+use crate::wire::{MAX_RENEWALS, MAX_WAIT_MS, Message, Refusal, Renewed, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
 pub(super) const MAX_QUEUED_INPUTS: usize = 16 * 1024;
@@ -73,6 +73,8 @@ pub(super) enum Respond {
     There(Responder),
     /// To a caller in this process.
     Here(oneshot::Sender<Response>),
+    /// To whoever asked for several renewals at once, together with the others; this is so many of them.
+    Together(Arc<Together>, usize),
 }
 
 impl Respond {
@@ -81,6 +83,39 @@ impl Respond {
             Self::There(responder) => responder.send(encode(&response)),
             // A caller that gave up is no error.
             Self::Here(caller) => drop(caller.send(response)),
+            Self::Together(others, at) => others.put(at, response.into()),
+        }
+    }
+}
+
+/// The answers to several renewals, which go out together when the last of them is there.
+#[derive(Debug)]
+pub(super) struct Together(Mutex<Answers>);
+
+#[derive(Debug)]
+struct Answers {
+    // Invariant: as long as the request had renewals.
+    known: Vec<Option<Renewed>>,
+    /// Taken when all are known.
+    respond: Option<Respond>,
+}
+
+impl Together {
+    fn new(count: usize, respond: Respond) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Answers { known: vec![None; count], respond: Some(respond) })))
+    }
+
+    fn put(&self, at: usize, answer: Renewed) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = answers.known.get_mut(at) {
+            *place = Some(answer);
+        }
+        if answers.known.iter().any(Option::is_none) {
+            return;
+        }
+        let known = std::mem::take(&mut answers.known).into_iter().flatten().collect();
+        if let Some(respond) = answers.respond.take() {
+            respond.send(Response::Renewals(known));
         }
     }
 }
@@ -362,10 +397,7 @@ impl Runtime {
                 respond.send(Response::Refused(Refusal::Overloaded));
             }
             Input::Request { request, respond, arrived: _, held } => {
-                let tag = self.next_tag;
-                self.next_tag += 1;
-                self.pending.insert(tag, respond);
-                self.core.request(tag, request, now);
+                self.request(request, respond, now);
                 drop(held);
             }
             Input::Merged { from, into, result } => match result {
@@ -385,6 +417,30 @@ impl Runtime {
                 let _ = done.send(());
             }
         }
+    }
+
+    fn request(&mut self, request: Request, respond: Respond, now: Timestamp) {
+        match request {
+            Request::Renew { renewals, .. } if renewals.is_empty() || renewals.len() > MAX_RENEWALS => {
+                let why = format!("{} renewals: must be 1 to {MAX_RENEWALS}", renewals.len());
+                respond.send(Response::Refused(Refusal::BadRequest(why)));
+            }
+            // Each is a write of its own, served here or passed on.
+            Request::Renew { swarm, renewals } => {
+                let together = Together::new(renewals.len(), respond);
+                for (at, renewal) in renewals.into_iter().enumerate() {
+                    self.ask_core(renewal.alone(swarm), Respond::Together(Arc::clone(&together), at), now);
+                }
+            }
+            request => self.ask_core(request, respond, now),
+        }
+    }
+
+    fn ask_core(&mut self, request: Request, respond: Respond, now: Timestamp) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.pending.insert(tag, respond);
+        self.core.request(tag, request, now);
     }
 
     fn carry_out(&mut self) {

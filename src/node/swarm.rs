@@ -301,9 +301,10 @@ impl Swarm {
             | Request::Read { swarm, partition, forwarded, .. }
             | Request::Wait { swarm, partition, forwarded, .. } => (*swarm, *partition, *forwarded),
             Request::View => return Err(Box::new(Response::View(self.view()))),
-            Request::Status | Request::Ticket | Request::Leave => {
+            // Several are taken apart before they come here.
+            Request::Renew { .. } | Request::Status | Request::Ticket | Request::Leave => {
                 return Err(Box::new(Response::Refused(Refusal::BadRequest(
-                    "not about a partition".to_owned(),
+                    "not about one partition".to_owned(),
                 ))));
             }
         };
@@ -345,7 +346,11 @@ impl Swarm {
                 self.waits.insert(now + timeout, tag);
                 self.driver.wait(partition, tag, watch, now);
             }
-            Request::View | Request::Status | Request::Ticket | Request::Leave => {}
+            Request::Renew { .. }
+            | Request::View
+            | Request::Status
+            | Request::Ticket
+            | Request::Leave => {}
         }
         Ok(())
     }
@@ -374,7 +379,11 @@ impl Swarm {
                 watch.check().map_err(|error| error.to_string())?;
                 Some(watch.key())
             }
-            Request::View | Request::Status | Request::Ticket | Request::Leave => None,
+            Request::Renew { .. }
+            | Request::View
+            | Request::Status
+            | Request::Ticket
+            | Request::Leave => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {

@@ -7,10 +7,13 @@ use crate::replication::GroupMessage;
 use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
 
 /// Spoken by this build. Peers that speak another one are refused when the link is made.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
 pub const MAX_WAIT_MS: u32 = 30_000;
+/// Most partitions in one [`Request::Renew`]: with the longest names and most claims in each, it still fits into a
+/// message.
+pub const MAX_RENEWALS: usize = 128;
 
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,6 +54,15 @@ pub enum Request {
         /// Sent on by a node that cannot answer: not to be sent on again.
         forwarded: bool,
     },
+    /// Renew what a client holds and waits for in several partitions: one message for all that the node leads. Each
+    /// renewal is a write of its own, as if it had come as a [`Request::Write`]. Answered by
+    /// [`Response::Renewals`].
+    Renew {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
+        /// At most [`MAX_RENEWALS`].
+        renewals: Vec<Renewal>,
+    },
     /// Wait until something has changed. Linearizable. Answered by [`Response::Answer`], or by
     /// [`Response::Unchanged`].
     Wait {
@@ -84,9 +96,51 @@ impl Request {
             Self::Write { forwarded, .. } | Self::Read { forwarded, .. } | Self::Wait { forwarded, .. } => {
                 *forwarded = true;
             }
-            Self::View | Self::Status | Self::Ticket | Self::Leave => {}
+            Self::Renew { .. } | Self::View | Self::Status | Self::Ticket | Self::Leave => {}
         }
         self
+    }
+}
+
+/// The write of an [`Operation::Renew`] among others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The partition that the locks belong to.
+    pub partition: PartitionId,
+    /// For exactly-once retries; also whose claims they are.
+    pub origin: Origin,
+    /// Any of the locks.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Numbers of the claims.
+    pub numbers: Vec<u64>,
+}
+
+impl Renewal {
+    /// What can be sent together with others: the swarm and the renewal, if the request is to write one.
+    #[must_use]
+    pub fn of(request: &Request) -> Option<(SwarmId, Self)> {
+        match request {
+            Request::Write {
+                swarm,
+                partition,
+                origin,
+                operation: Operation::Renew { name, session, numbers },
+                forwarded: false,
+            } if *session == origin.session => {
+                let (name, numbers) = (name.clone(), numbers.clone());
+                Some((*swarm, Self { partition: *partition, origin: *origin, name, numbers }))
+            }
+            _ => None,
+        }
+    }
+
+    /// The request to write it alone.
+    #[must_use]
+    pub fn alone(self, swarm: SwarmId) -> Request {
+        let Self { partition, origin, name, numbers } = self;
+        let operation = Operation::Renew { name, session: origin.session, numbers };
+        Request::Write { swarm, partition, origin, operation, forwarded: false }
     }
 }
 
@@ -102,6 +156,8 @@ pub enum Response {
         /// Whether it may be old: it was asked for as stale.
         stale: bool,
     },
+    /// What came of each renewal, in the order of the request.
+    Renewals(Vec<Renewed>),
     /// The time of a [`Request::Wait`] is up and nothing has changed.
     Unchanged,
     /// The swarm as the node sees it.
@@ -117,6 +173,38 @@ pub enum Response {
     /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
     /// be applied. A retry under the same origin is safe.
     Unknown,
+}
+
+/// What a node answers to one of several renewals: as the response of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Renewed {
+    /// [`Response::Reply`].
+    Reply(Reply),
+    /// [`Response::Refused`].
+    Refused(Refusal),
+    /// [`Response::Unknown`].
+    Unknown,
+}
+
+impl From<Response> for Renewed {
+    fn from(response: Response) -> Self {
+        match response {
+            Response::Reply(reply) => Self::Reply(reply),
+            Response::Refused(refusal) => Self::Refused(refusal),
+            // Nothing else answers a write.
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl From<Renewed> for Response {
+    fn from(renewed: Renewed) -> Self {
+        match renewed {
+            Renewed::Reply(reply) => Self::Reply(reply),
+            Renewed::Refused(refusal) => Self::Refused(refusal),
+            Renewed::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// Why a node did nothing.
