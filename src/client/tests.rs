@@ -287,12 +287,7 @@ impl Rpc for Net {
 }
 
 impl Net {
-    async fn call_one(
-        &self,
-        to: NodeId,
-        request: Request,
-        timeout: Duration,
-    ) -> Result<Response, RpcError> {
+    async fn call_one(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
         sleep(MS).await;
         let silence = async {
             sleep(timeout.saturating_sub(MS)).await;

@@ -550,6 +550,7 @@ mod tests {
     use crate::net::{Identity, NetConfig};
     use crate::ring::PartitionCount;
     use crate::state_machine::{Operation, Origin};
+    use crate::wire::Renewal;
 
     fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {
         let config = CoreConfig {
@@ -621,6 +622,36 @@ mod tests {
         assert!(matches!(ask(&inlet, Role::Visitor, &seal), Some(Response::Refused(Refusal::BadRequest(_)))));
         assert_eq!(ask(&inlet, Role::Member, &seal), None);
         assert_eq!(ask(&inlet, Role::Visitor, &put(1)), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn renewals_that_come_together_are_answered_together() {
+        let (inlet, inbox) = inlet();
+        let config = NetConfig::new(Identity::generate(), "test");
+        let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let mut runtime = runtime(inbox, rpc, net_events);
+        let mut handle = |count: usize| {
+            let renewal = |number| Renewal {
+                partition: PartitionId(number),
+                origin: Origin { session: SessionId(1), sequence: 0, settled_below: 0 },
+                name: b"lock".to_vec(),
+                numbers: vec![1, 2],
+            };
+            let renewals = (0..u32::try_from(count).unwrap()).map(renewal).collect();
+            let (respond, mut response) = oneshot::channel();
+            let request = Request::Renew { swarm: SwarmId(1), renewals };
+            let respond = Respond::Here(respond);
+            runtime.handle(Input::Request { request, respond, arrived: Clock.now(), held: None });
+            runtime.carry_out();
+            response.try_recv().unwrap()
+        };
+        let each = Renewed::Refused(Refusal::NotServing);
+        assert_eq!(handle(3), Response::Renewals(vec![each.clone(); 3]));
+        assert_eq!(handle(MAX_RENEWALS), Response::Renewals(vec![each; MAX_RENEWALS]));
+        for wrong in [0, MAX_RENEWALS + 1] {
+            assert!(matches!(handle(wrong), Response::Refused(Refusal::BadRequest(_))));
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

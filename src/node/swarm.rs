@@ -346,11 +346,7 @@ impl Swarm {
                 self.waits.insert(now + timeout, tag);
                 self.driver.wait(partition, tag, watch, now);
             }
-            Request::Renew { .. }
-            | Request::View
-            | Request::Status
-            | Request::Ticket
-            | Request::Leave => {}
+            Request::Renew { .. } | Request::View | Request::Status | Request::Ticket | Request::Leave => {}
         }
         Ok(())
     }
@@ -379,11 +375,9 @@ impl Swarm {
                 watch.check().map_err(|error| error.to_string())?;
                 Some(watch.key())
             }
-            Request::Renew { .. }
-            | Request::View
-            | Request::Status
-            | Request::Ticket
-            | Request::Leave => None,
+            Request::Renew { .. } | Request::View | Request::Status | Request::Ticket | Request::Leave => {
+                None
+            }
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {

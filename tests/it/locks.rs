@@ -175,6 +175,29 @@ async fn a_dead_holder_is_followed_within_its_lease_and_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_locks_are_renewed_together_also_while_partitions_move() {
+    let machine = machine();
+    let mut nodes: Vec<Node> = Vec::new();
+    for _ in 0..3 {
+        nodes.push(start(on(&machine)).await);
+    }
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    let client = nodes[0].client();
+    let mut guards = Vec::new();
+    for number in 0..100 {
+        guards.push(client.lock(format!("lock {number}")).lease(LEASE).acquire().await.unwrap());
+    }
+    nodes.push(start(on(&machine)).await);
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    within("the second leaves", nodes.remove(1).leave()).await;
+    tokio::time::sleep(LEASE * 2).await;
+    for guard in guards {
+        assert!(guard.is_held(), "{guard:?}");
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_swarm_with_a_lock_is_not_empty() {
     use roundtable::net::Secret;
     let (one, other) = (machine(), machine());

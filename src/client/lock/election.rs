@@ -156,6 +156,7 @@ impl<R: Rpc> Client<R> {
     /// let leadership = election.campaign("node-7 at 10.0.0.7:80").await?;
     /// assert_eq!(election.leader().await?.unwrap().token, leadership.token());
     /// leadership.proclaim("node-7 at 10.0.0.7:81").await?;
+    /// client.put_fenced("schedule", "nightly", leadership.token()).await?;
     /// tokio::select! {
     ///     () = leadership.lost() => {}
     ///     // () = lead() => {}

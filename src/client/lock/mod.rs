@@ -459,7 +459,31 @@ impl<R: Rpc> Client<R> {
         value: impl Into<Vec<u8>>,
         token: FencingToken,
     ) -> Result<Version, Error> {
-        let operation = Operation::PutFenced { key: key.into(), value: value.into(), ttl_ms: None, token };
+        self.set_fenced(key.into(), value.into(), None, token).await
+    }
+
+    /// [`Client::put_fenced`] of a value that expires after `ttl`. The token is remembered though the key is gone.
+    ///
+    /// # Errors
+    /// As [`Client::put_fenced`].
+    pub async fn put_fenced_with_ttl(
+        &self,
+        key: impl Into<Vec<u8>>,
+        value: impl Into<Vec<u8>>,
+        ttl: Duration,
+        token: FencingToken,
+    ) -> Result<Version, Error> {
+        self.set_fenced(key.into(), value.into(), Some(ttl), token).await
+    }
+
+    async fn set_fenced(
+        &self,
+        key: Vec<u8>,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+        token: FencingToken,
+    ) -> Result<Version, Error> {
+        let operation = Operation::PutFenced { key, value, ttl_ms: ttl.map(ttl_ms), token };
         self.write(operation).await.and_then(version)
     }
 

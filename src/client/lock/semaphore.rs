@@ -121,7 +121,8 @@ impl<R: Rpc> Client<R> {
     /// # -> Result<(), roundtable::client::LockError> {
     /// let downloads = client.semaphore("downloads", 3);
     /// let permit = downloads.acquire().await?;
-    /// // At most three of these run in the whole swarm.
+    /// // At most three of these run in the whole swarm. Each grant has a token of its own, higher than all before.
+    /// client.put_fenced(format!("downloads/{}", permit.token()), "begun", permit.token()).await?;
     /// permit.release().await?;
     /// # Ok(())
     /// # }

@@ -149,23 +149,31 @@ async fn who_waits_keeps_the_place_though_nobody_can_be_asked_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grant_that_comes_too_late_is_relied_on_only_after_a_renewal() {
+async fn a_grant_that_comes_too_late_is_kept_and_relied_on_after_a_renewal() {
     let (net, one, other) = two();
-    let guard = take(&one, "a").await;
-    let waiter = other.clone();
+    let late = net.client_drawing(3);
+    let guard = one.lock("a").lease(LEASE / 6).acquire().await.unwrap();
     let mut waiting = JoinSet::new();
-    waiting.spawn(async move { take(&waiter, "a").await });
-    sleep(10 * MS).await;
-    // The waiter reaches nobody, but its place is not over: the partition's time stands still.
+    for (number, client, lease) in [(1, &other, LEASE), (2, &late, 20 * LEASE)] {
+        let client = client.clone();
+        waiting.spawn(async move {
+            let guard = client.lock("a").lease(lease).acquire().await.unwrap();
+            (number, guard)
+        });
+        sleep(10 * MS).await;
+    }
+    // The first waiter's last renewal is more than a lease ago when it hears of its grant: the answer to what it
+    // asked before still comes.
     net.stop_time(true);
     net.cut(true);
-    sleep(2 * LEASE).await;
+    sleep(LEASE + 300 * MS).await;
+    net.stop_time(false);
+    sleep(LEASE / 4).await;
+    assert!(!guard.is_held() && waiting.try_join_next().is_none(), "relied on without a renewal");
     net.cut(false);
-    drop(guard);
-    let next = waiting.join_next().await.unwrap().unwrap();
+    let (number, next) = waiting.join_next().await.unwrap().unwrap();
+    assert_eq!(number, 1, "the first was passed over");
     assert!(next.is_held() && next.remaining() > LEASE / 2, "{next:?}");
-    let state = one.lock_state("a").await.unwrap().unwrap();
-    assert_eq!((state.holders.len(), state.holders[0].token), (1, Some(next.token())));
 }
 
 #[tokio::test(start_paused = true)]
