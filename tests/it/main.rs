@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
 mod checker;
+mod contender;
+mod hasty;
 mod lab;
 mod locks;
 mod swarm;
