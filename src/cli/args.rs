@@ -16,7 +16,7 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, bench, inspect, kv, leave, lock};
+use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock};
 use crate::id::FencingToken;
 use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -255,6 +255,24 @@ enum Sub {
     Leave {
         /// Which node: its id, or the end of it
         node: Option<String>,
+    },
+
+    /// Write everything that the swarm holds to a file
+    #[command(
+        after_help = "Examples:\n  roundtable backup monday.rtb\n  roundtable backup - | ssh elsewhere 'cat > monday.rtb'\n\nKeys, what is left of their time to live, and the tokens that keys were written with; no locks.\nEach partition is as it was at one moment, so whatever was acknowledged before is in the file. It\nis written as FILE.partial and renamed when it is whole and on the disk. --timeout is for each step."
+    )]
+    Backup {
+        /// Where to write; `-`: standard output
+        file: PathBuf,
+    },
+
+    /// Put a backup back into an empty swarm
+    #[command(
+        after_help = "The whole file is verified before anything is changed, and a swarm that holds anything is refused\n(exit code 4). The number of partitions may be another one. Versions and fencing tokens go on far\nabove those of the backup. If it is interrupted, give the same file again: it goes on where it\nstopped, and what was written meanwhile stays. --timeout is for each step."
+    )]
+    Restore {
+        /// What `backup` wrote
+        file: PathBuf,
     },
 
     /// Run a command while holding a lock
@@ -522,6 +540,8 @@ fn command(sub: Sub) -> Result<Command, String> {
             Command::Lock(locked(name, permits.map_or(lock::Kind::Lock, lock::Kind::Semaphore), run)?)
         }
         Sub::Elect { name, run } => Command::Lock(locked(name.0, lock::Kind::Election, run)?),
+        Sub::Backup { file } => Command::Backup(backup::Backup { file }),
+        Sub::Restore { file } => Command::Restore(backup::Restore { file }),
         Sub::Bench(args) => Command::Bench(bench_plan(&args)?),
         Sub::Chat { nick, room } => Command::Chat(Chat { nick, room }),
         Sub::Version => Command::Version,
@@ -721,6 +741,16 @@ mod tests {
         assert_eq!((run.name.as_slice(), run.wait), (&b"name"[..], Some(Duration::from_secs(60))));
         assert_eq!(run.args, ["-l", "--wait"]);
         assert!(matches!(command_of("lock --list"), Command::Locks(lock::List { name: None })));
+    }
+
+    #[test]
+    fn a_backup_goes_to_a_file_or_to_standard_output() {
+        let Command::Backup(backup) = command_of("backup -") else { panic!("not backup") };
+        assert_eq!(backup.file, PathBuf::from("-"));
+        let Command::Restore(restore) = command_of("restore monday.rtb --join a") else {
+            panic!("not restore")
+        };
+        assert_eq!(restore.file, PathBuf::from("monday.rtb"));
     }
 
     #[test]

@@ -173,6 +173,10 @@ impl From<Error> for Failure {
             Error::Overloaded => {
                 (Code::Failed, "nothing was changed; try again later or with a longer --timeout")
             }
+            Error::StorageFull => (
+                Code::Failed,
+                "nothing was changed; make room there, and writes go on by themselves (`roundtable where KEY` names the node)",
+            ),
             Error::Unreachable => (
                 Code::Unreachable,
                 "nothing was changed; `roundtable up` starts a node, --join names one elsewhere",

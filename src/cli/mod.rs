@@ -5,6 +5,7 @@
 //! whether anything was changed and what to do.
 
 mod args;
+mod backup;
 mod bench;
 mod chat;
 mod connect;
@@ -56,6 +57,8 @@ enum Command {
     Status(inspect::Status),
     Ticket,
     Leave(leave::Leave),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Lock(lock::Run),
     Locks(lock::List),
     Bench(bench::Bench),
@@ -109,6 +112,8 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::Status(status) => status.run(&target, output).await,
         Command::Ticket => inspect::ticket(&target, output).await,
         Command::Leave(leave) => leave.run(&target, output).await,
+        Command::Backup(backup) => backup.run(&target, output).await,
+        Command::Restore(restore) => restore.run(&target, output).await,
         Command::Lock(lock) => lock.run(&target).await,
         Command::Locks(list) => list.run(&target, output).await,
         Command::Bench(bench) => bench.run(&target, output).await,

@@ -18,8 +18,8 @@ use super::outbox::Outbox;
 use super::router::{Asked, Target, partition_of};
 use super::session::InFlight;
 use super::{Client, Entry};
-use crate::id::{NodeId, PartitionId, SwarmId};
-use crate::state_machine::{Answer, Operation, Query, Reply, Watch};
+use crate::id::{NodeId, PartitionId, SessionId, SwarmId};
+use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
 use crate::time::Timestamp;
 use crate::wire::{MAX_WAIT_MS, Refusal, Request, Response, Rpc, RpcError, SwarmView};
 
@@ -37,6 +37,9 @@ const MAX_HOPS: u32 = 4;
 
 const _: () = assert!(WAIT_SLICE.as_millis() <= MAX_WAIT_MS as u128);
 
+/// No session: what is changed in its name may be changed again.
+const NOBODY: Origin = Origin { session: SessionId(0), sequence: 0, settled_below: 0 };
+
 /// What to do.
 pub(super) enum Action {
     Write(Operation),
@@ -44,11 +47,27 @@ pub(super) enum Action {
     Ask {
         query: Query,
     },
+    /// A question about a partition.
     Scan {
         place: Place,
         query: Query,
     },
+    /// A change of a partition as a whole, which may be repeated at will: whoever asks for it need not know whether
+    /// one that failed was applied, and is told why it failed instead.
+    WritePartition {
+        place: Place,
+        operation: Operation,
+    },
+    Export {
+        place: Place,
+    },
     Wait(Watch),
+}
+
+impl Action {
+    fn is_write(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::WritePartition { .. })
+    }
 }
 
 /// A partition of a certain swarm.
@@ -62,6 +81,7 @@ pub(super) struct Place {
 pub(super) enum Outcome {
     Reply(Reply),
     Answer(Answer),
+    Exported { node: NodeId, export: u64, bytes: u64 },
     Unchanged,
 }
 
@@ -70,7 +90,7 @@ impl Outcome {
         match self {
             Self::Answer(Answer::Entry(entry)) => Ok(entry),
             Self::Unchanged => Ok(None),
-            Self::Reply(_) | Self::Answer(_) => Err(unexpected()),
+            Self::Reply(_) | Self::Answer(_) | Self::Exported { .. } => Err(unexpected()),
         }
     }
 }
@@ -222,10 +242,12 @@ impl<'a, R: Rpc> Call<'a, R> {
             },
             Action::Ask { query } => partition_of(query.key().unwrap_or_default(), &view),
             Action::Wait(watch) => partition_of(watch.key(), &view),
-            Action::Scan { place, .. } if place.swarm != view.swarm => {
-                return Next::Fail(Error::Dissolved);
+            Action::Scan { place, .. } | Action::WritePartition { place, .. } | Action::Export { place } => {
+                if place.swarm != view.swarm {
+                    return Next::Fail(Error::Dissolved);
+                }
+                place.partition
             }
-            Action::Scan { place, .. } => place.partition,
         };
         if self.swarm.replace(view.swarm).is_some_and(|before| before != view.swarm) {
             // What the nodes answered was about another swarm.
@@ -295,7 +317,12 @@ impl<'a, R: Rpc> Call<'a, R> {
                 (request, timeout)
             }
             (Action::Write(_), None) => unreachable!("a write has a number before it is sent"),
+            (Action::WritePartition { operation, .. }, _) => {
+                let (origin, operation) = (NOBODY, operation.clone());
+                (Request::Write { swarm, partition, origin, operation, forwarded }, timeout)
+            }
             (Action::Ask { query } | Action::Scan { query, .. }, _) => (read(query.clone()), timeout),
+            (Action::Export { .. }, _) => (Request::Export { swarm, partition, forwarded }, timeout),
             (Action::Wait(watch), _) => {
                 let slice = remaining.min(WAIT_SLICE);
                 let request = Request::Wait {
@@ -317,10 +344,14 @@ impl<'a, R: Rpc> Call<'a, R> {
         partition: PartitionId,
         answer: Result<Response, RpcError>,
     ) -> Next {
-        let write = matches!(self.action, Action::Write(_));
+        let write = self.action.is_write();
+        let export = matches!(self.action, Action::Export { .. });
         match answer {
             Ok(Response::Reply(reply)) if write => self.judge_reply(reply),
-            Ok(Response::Answer { answer, .. }) if !write => Next::Done(Outcome::Answer(answer)),
+            Ok(Response::Exported { node, export: name, bytes }) if export => {
+                Next::Done(Outcome::Exported { node, export: name, bytes })
+            }
+            Ok(Response::Answer { answer, .. }) if !write && !export => Next::Done(Outcome::Answer(answer)),
             Ok(Response::Unchanged) if matches!(self.action, Action::Wait(_)) => {
                 // The leader is well; it is asked again until the deadline.
                 self.heard = true;
@@ -407,6 +438,7 @@ impl<'a, R: Rpc> Call<'a, R> {
                 self.hope();
                 Next::Pause
             }
+            Refusal::StorageFull => Next::Fail(Error::StorageFull),
             Refusal::NotServing => {
                 self.last = Error::NotServing;
                 self.silence(node, partition);
@@ -417,6 +449,8 @@ impl<'a, R: Rpc> Call<'a, R> {
                 router.distrust(swarm);
                 Next::Hop
             }
+            // Of an export that was never asked for.
+            Refusal::NoExport => Next::Fail(unexpected()),
             Refusal::BadRequest(reason) => {
                 // The next call shall not repeat it by the same view.
                 router.distrust(swarm);

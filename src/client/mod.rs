@@ -7,6 +7,7 @@
 //! redirects, and tries again inside the operation's deadline. Writes carry a session and a number, by which a
 //! partition recognises a retry.
 
+mod backup;
 mod call;
 mod error;
 mod lock;
@@ -25,8 +26,13 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use rand::RngExt;
 use rand::rngs::StdRng;
+use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite};
 
 pub use crate::state_machine::{Claim, Entry, LimitError, LockMode, LockView, MAX_DEADLINE, PlaceView};
+pub use backup::{
+    BackupError, BackupProgress, BackupSummary, FileError, RESTORE_LEAP, RestoreError, RestoreProgress,
+    RestoreSummary,
+};
 pub use error::{Error, Outcome};
 pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
 
@@ -285,6 +291,41 @@ impl<R: Rpc> Client<R> {
         }
     }
 
+    /// Writes everything that the swarm holds to a file (or whatever else takes bytes): keys, what is left of their
+    /// time to live, and the tokens that keys were written with. Not locks.
+    ///
+    /// Each partition is one moment's picture, of a moment after this was begun: whatever was acknowledged before
+    /// is in it. Partitions are of different moments. In memory are at most a few partitions at a time. What was
+    /// written is whole only if this succeeds. The deadline is that of each step.
+    ///
+    /// # Errors
+    /// If a partition could not be read, or the file not be written. What was written is of no use then.
+    pub async fn backup<W: AsyncWrite + Unpin + Send>(
+        &self,
+        file: &mut W,
+        progress: impl FnMut(BackupProgress) + Send,
+    ) -> Result<BackupSummary, BackupError> {
+        backup::backup(self, file, progress).await
+    }
+
+    /// Puts back what [`Client::backup`] wrote, into this swarm, which must hold nothing; it may have another
+    /// number of partitions. The whole file is read and verified before anything is changed.
+    ///
+    /// Versions and fencing tokens go on above all that the other swarm had handed out until the backup, and above
+    /// the next [`RESTORE_LEAP`] of them. Keys that somebody writes meanwhile are kept as they write them. If this
+    /// is interrupted, the same file can be given again, by any client, and it goes on where it was: what was put
+    /// back before and changed or removed since then stays so. The deadline is that of each step.
+    ///
+    /// # Errors
+    /// Each says what the swarm holds then.
+    pub async fn restore<F: AsyncRead + AsyncSeek + Unpin + Send>(
+        &self,
+        file: &mut F,
+        progress: impl FnMut(RestoreProgress) + Send,
+    ) -> Result<RestoreSummary, RestoreError> {
+        backup::restore(self, file, progress).await
+    }
+
     /// Tells a node to hand everything over and leave; returns as soon as it has begun.
     ///
     /// # Errors
@@ -300,7 +341,7 @@ impl<R: Rpc> Client<R> {
         operation.check()?;
         match Call::new(self, Action::Write(operation)).run().await? {
             call::Outcome::Reply(reply) => Ok(reply),
-            call::Outcome::Answer(_) | call::Outcome::Unchanged => Err(unexpected()),
+            _ => Err(unexpected()),
         }
     }
 

@@ -220,6 +220,23 @@ impl<R: Rpc> Router<R> {
     }
 }
 
+impl<R: Rpc> Router<R> {
+    /// Whom to ask for what only `node` has: itself, or, as long as there is no link to it, somebody who may send
+    /// it on.
+    pub(super) fn towards(&self, node: NodeId) -> Option<NodeId> {
+        let linked = self.rpc.linked();
+        if linked.contains(&node) {
+            return Some(node);
+        }
+        let view = self.cached();
+        let member = view.iter().flat_map(|view| &view.members).find(|member| member.node == node);
+        if let Some(member) = member {
+            self.rpc.want(node, &member.addresses);
+        }
+        linked.choose(&mut lock(&self.rng)).copied()
+    }
+}
+
 fn is_member(view: &SwarmView, node: NodeId) -> bool {
     view.members.iter().any(|member| member.node == node)
 }

@@ -15,6 +15,8 @@ use crate::state_machine::{Command, Origin, PartitionTime, StateMachine};
 use crate::wire::{MemberView, Refusal, RpcError};
 
 const PARTITIONS: u32 = 8;
+/// Exports come in pieces of so many bytes.
+const PIECE_BYTES: usize = 1000;
 pub(super) const MS: Duration = Duration::from_millis(1);
 
 pub(super) fn node(number: u8) -> NodeId {
@@ -72,6 +74,9 @@ struct World {
     /// Renewals that arrived, and the messages that brought them.
     renewals: usize,
     renewal_messages: usize,
+    exports: Vec<Vec<u8>>,
+    /// So many pieces of exports are asked for in vain.
+    gone: usize,
 }
 
 /// Three nodes; the first leads all partitions; all are linked and the second and third redirect.
@@ -80,13 +85,17 @@ pub(super) struct Net(Arc<Mutex<World>>);
 
 impl Net {
     pub(super) fn new() -> Self {
+        Self::of(SwarmId(7), PARTITIONS)
+    }
+
+    pub(super) fn of(swarm: SwarmId, partitions: u32) -> Self {
         Self(Arc::new(Mutex::new(World {
-            swarm: SwarmId(7),
+            swarm,
             leader: node(1),
             leads: BTreeMap::new(),
             linked: vec![node(1), node(2), node(3)],
             moods: BTreeMap::new(),
-            partitions: vec![StateMachine::default(); PARTITIONS as usize],
+            partitions: vec![StateMachine::default(); partitions as usize],
             start: Instant::now(),
             stopped: None,
             stood: Duration::ZERO,
@@ -99,11 +108,35 @@ impl Net {
             wanted: Vec::new(),
             renewals: 0,
             renewal_messages: 0,
+            exports: Vec::new(),
+            gone: 0,
         })))
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
         lock(&self.0)
+    }
+
+    /// So many pieces of exports are asked for in vain: the export is gone.
+    pub(super) fn lose_exports(&self, pieces: usize) {
+        self.world().gone = pieces;
+    }
+
+    /// The states of all partitions.
+    pub(super) fn states(&self) -> Vec<StateMachine> {
+        self.world().partitions.clone()
+    }
+
+    /// From now on one request in `one_in` is lost on the way there or back, or refused.
+    pub(super) fn trouble(&self, one_in: u32) {
+        let faults = vec![
+            Fault::LoseAnswer,
+            Fault::LoseRequest,
+            Fault::Delay,
+            Fault::NotSent,
+            Fault::Refuse(Refusal::Overloaded),
+        ];
+        self.world().chaos = Some((one_in, faults, StdRng::seed_from_u64(1)));
     }
 
     fn script(&self, faults: impl IntoIterator<Item = Fault>) {
@@ -180,10 +213,12 @@ impl World {
         SwarmView {
             swarm: self.swarm,
             name: "test".to_owned(),
-            partitions: PARTITIONS,
+            partitions: u32::try_from(self.partitions.len()).unwrap(),
             node: from,
             members: (1..=3).map(member).collect(),
-            leaders: (0..PARTITIONS).map(|number| Some(self.leader_of(PartitionId(number)))).collect(),
+            leaders: (0..u32::try_from(self.partitions.len()).unwrap())
+                .map(|number| Some(self.leader_of(PartitionId(number))))
+                .collect(),
         }
     }
 
@@ -204,7 +239,15 @@ impl World {
         match request {
             Request::Write { partition, origin, operation, .. } => {
                 self.renewals += usize::from(matches!(operation, Operation::Renew { .. }));
-                Response::Reply(self.run(*partition, Some(*origin), operation.clone()))
+                let view = self.view(self.leader);
+                if let Operation::Import { items, .. } = operation {
+                    for item in items {
+                        assert_eq!(router::partition_of(item.key(), &view), *partition);
+                    }
+                }
+                assert_eq!(operation.check(), Ok(()));
+                let origin = (!operation.is_administrative()).then_some(*origin);
+                Response::Reply(self.run(*partition, origin, operation.clone()))
             }
             Request::Read { partition, consistency, query, .. } => {
                 self.advance(*partition);
@@ -213,15 +256,31 @@ impl World {
                     stale: *consistency == Consistency::Stale,
                 }
             }
+            Request::Export { partition, .. } => {
+                let export = self.partitions[partition.0 as usize].snapshot();
+                let bytes = export.len() as u64;
+                self.exports.push(export);
+                Response::Exported { node: self.leader, export: self.exports.len() as u64, bytes }
+            }
+            Request::Piece { .. } if self.gone > 0 => {
+                self.gone -= 1;
+                Response::Refused(Refusal::NoExport)
+            }
+            Request::Piece { export, offset, .. } => {
+                let at = usize::try_from(*export).unwrap() - 1;
+                let rest = &self.exports[at][usize::try_from(*offset).unwrap()..];
+                Response::Piece(rest[..rest.len().min(PIECE_BYTES)].to_vec())
+            }
             other => panic!("not about data: {other:?}"),
         }
     }
 
     fn is_for_another_swarm(&self, request: &Request) -> bool {
         match request {
-            Request::Write { swarm, .. } | Request::Read { swarm, .. } | Request::Wait { swarm, .. } => {
-                *swarm != self.swarm
-            }
+            Request::Write { swarm, .. }
+            | Request::Read { swarm, .. }
+            | Request::Wait { swarm, .. }
+            | Request::Export { swarm, .. } => *swarm != self.swarm,
             _ => false,
         }
     }

@@ -15,6 +15,7 @@ use super::event::NodeEvent;
 use super::founding::{Decision, Founding};
 use super::swarm::Swarm;
 use crate::id::{NodeId, SwarmId};
+use crate::replication;
 use crate::ring::PartitionCount;
 use crate::time::Timestamp;
 use crate::wire::{Hello, Message, NodeStatus, PartitionStatus, Refusal, Request, Response, SwarmState};
@@ -62,6 +63,8 @@ pub(super) struct CoreConfig {
 pub(super) enum Output {
     /// Send a message over the link to a peer; it may be lost.
     Send { to: NodeId, message: Message },
+    /// Keep these across a restart; report with [`Core::persisted`].
+    Persist { batch: u64, writes: Vec<replication::Write> },
     /// Answer a request.
     Respond { tag: u64, response: Response },
     /// Pass a request on, and answer with what comes back.

@@ -9,6 +9,7 @@ mod builder;
 mod clock;
 mod core;
 mod event;
+mod export;
 mod founding;
 mod merge;
 mod reconcile;

@@ -223,7 +223,7 @@ impl Inlet {
             }
         };
         if role == Role::Visitor
-            && matches!(&request, Request::Write { operation, .. } if operation.is_administrative())
+            && matches!(&request, Request::Write { operation, .. } if operation.is_for_members())
         {
             let why = "only a member may ask for this".to_owned();
             return respond.send(Response::Refused(Refusal::BadRequest(why)));
@@ -457,6 +457,7 @@ impl Runtime {
                         respond.send(response);
                     }
                 }
+                Output::Persist { .. } => {}
                 Output::Forward { tag, to, request } => self.forward(tag, to, request),
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),

@@ -12,12 +12,13 @@ use rand::{Rng, SeedableRng};
 
 use super::core::{CoreConfig, Output};
 use super::event::{MemberChange, NodeEvent};
+use super::export::Exports;
 use super::reconcile::{GroupView, Step, next_step};
 use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
 use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
 use crate::ring::{PartitionCount, Ring};
-use crate::state_machine::Operation;
+use crate::state_machine::{Operation, StateMachine};
 use crate::time::Timestamp;
 use crate::wire::{
     Consistency, MAX_WAIT_MS, MemberView, Message, PartitionStatus, Refusal, Request, Response, SwarmView,
@@ -62,6 +63,7 @@ pub(super) struct Swarm {
     /// When leadership of a group was last handed over by this node.
     transferred: BTreeMap<PartitionId, Timestamp>,
     waits: Waits,
+    exports: Exports,
     /// Whether the members that count may have changed since the ring was made.
     stale_ring: bool,
     /// `Some` while leaving: the number of replicas told last.
@@ -120,6 +122,7 @@ impl Swarm {
         let identity = Me { node: me, addresses: config.addresses.clone(), weight: config.weight };
         let membership_rng = StdRng::seed_from_u64(rng.next_u64());
         let membership = Membership::new(identity, 1, MembershipConfig::default(), membership_rng, now);
+        let exports = Exports::new(rng.next_u64());
         let mut driver = Driver::new(me, DriverConfig::default(), rng, now);
         driver.join(partitions.get());
         Self {
@@ -140,6 +143,7 @@ impl Swarm {
             reconcile_at: now,
             transferred: BTreeMap::new(),
             waits: Waits::default(),
+            exports,
             stale_ring: false,
             leaving: None,
             outputs: VecDeque::new(),
@@ -217,6 +221,7 @@ impl Swarm {
             self.driver.cancel(tag);
             self.respond(tag, Response::Unchanged);
         }
+        self.exports.expire(now);
         if self.reconcile_at <= now {
             self.place(now);
             self.reconcile(now);
@@ -234,7 +239,8 @@ impl Swarm {
 
     pub(super) fn next_deadline(&self) -> Timestamp {
         let driver = self.driver.next_deadline();
-        self.membership.next_deadline().min(driver).min(self.reconcile_at).min(self.waits.next_due())
+        let due = self.waits.next_due().min(self.exports.next_due());
+        self.membership.next_deadline().min(driver).min(self.reconcile_at).min(due)
     }
 
     /// Collects what there is to do; returns whether this node has left.
@@ -299,7 +305,19 @@ impl Swarm {
         let (swarm, partition, forwarded) = match &request {
             Request::Write { swarm, partition, forwarded, .. }
             | Request::Read { swarm, partition, forwarded, .. }
-            | Request::Wait { swarm, partition, forwarded, .. } => (*swarm, *partition, *forwarded),
+            | Request::Wait { swarm, partition, forwarded, .. }
+            | Request::Export { swarm, partition, forwarded } => (*swarm, *partition, *forwarded),
+            Request::Piece { node, export, offset, forwarded } => {
+                let (node, export, offset, forwarded) = (*node, *export, *offset, *forwarded);
+                if node != self.me && !forwarded && self.linked.contains(&node) {
+                    let request = request.forwarded();
+                    self.outputs.push_back(Output::Forward { tag, to: node, request });
+                    return Ok(());
+                }
+                let piece = (node == self.me).then(|| self.exports.piece(export, offset, now)).flatten();
+                let response = piece.map_or(Response::Refused(Refusal::NoExport), Response::Piece);
+                return Err(Box::new(response));
+            }
             Request::View => return Err(Box::new(Response::View(self.view()))),
             // Several are taken apart before they come here.
             Request::Renew { .. } | Request::Status | Request::Ticket | Request::Leave => {
@@ -346,7 +364,19 @@ impl Swarm {
                 self.waits.insert(now + timeout, tag);
                 self.driver.wait(partition, tag, watch, now);
             }
-            Request::Renew { .. } | Request::View | Request::Status | Request::Ticket | Request::Leave => {}
+            Request::Export { partition, .. } => {
+                let bytes = self.driver.state(partition).map_or(0, StateMachine::bytes);
+                if !self.exports.want(tag, bytes) {
+                    return Err(Box::new(Response::Refused(Refusal::Overloaded)));
+                }
+                self.driver.export(partition, tag, now);
+            }
+            Request::Renew { .. }
+            | Request::Piece { .. }
+            | Request::View
+            | Request::Status
+            | Request::Ticket
+            | Request::Leave => {}
         }
         Ok(())
     }
@@ -365,6 +395,11 @@ impl Swarm {
                 if operation.key().is_none() && !operation.is_administrative() {
                     return Err("only a leader proposes this".to_owned());
                 }
+                if let Operation::Import { items, .. } = operation
+                    && items.iter().any(|item| self.ring.partition_of(item.key()) != partition)
+                {
+                    return Err(format!("a key does not belong to partition {partition}"));
+                }
                 operation.key()
             }
             Request::Read { query, .. } => {
@@ -375,9 +410,13 @@ impl Swarm {
                 watch.check().map_err(|error| error.to_string())?;
                 Some(watch.key())
             }
-            Request::Renew { .. } | Request::View | Request::Status | Request::Ticket | Request::Leave => {
-                None
-            }
+            Request::Renew { .. }
+            | Request::Export { .. }
+            | Request::Piece { .. }
+            | Request::View
+            | Request::Status
+            | Request::Ticket
+            | Request::Leave => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {
@@ -538,12 +577,14 @@ impl Swarm {
         while let Some(output) = self.driver.poll_output() {
             match output {
                 // Of a durable driver only, and this one is in memory.
-                replication::Output::Persist { .. } => {}
                 replication::Output::Frame { to, messages } => {
                     let message = Message::Groups { swarm: self.id, messages };
                     self.outputs.push_back(Output::Send { to, message });
                 }
-                replication::Output::Outcome { tag, result } => self.outcome(tag, result),
+                replication::Output::Outcome { tag, result } => self.outcome(tag, result, now),
+                replication::Output::Persist { batch, writes } => {
+                    self.outputs.push_back(Output::Persist { batch, writes });
+                }
                 replication::Output::LeaderChanged { partition, leader } => {
                     self.leader_changed(partition, leader, now);
                 }
@@ -554,8 +595,9 @@ impl Swarm {
         }
     }
 
-    fn outcome(&mut self, tag: u64, outcome: Outcome) {
+    fn outcome(&mut self, tag: u64, outcome: Outcome, now: Timestamp) {
         self.waits.remove(tag);
+        self.exports.forget(tag);
         let response = match outcome {
             Outcome::Reply(reply) => Response::Reply(reply),
             Outcome::Answer { answer, stale } => Response::Answer { answer, stale },
@@ -565,7 +607,13 @@ impl Swarm {
                 replication::Refusal::Overloaded => Refusal::Overloaded,
                 replication::Refusal::NoReplica => Refusal::NotLeader { leader: None },
                 replication::Refusal::TooLarge => Refusal::BadRequest(refusal.to_string()),
+                replication::Refusal::StorageFull => Refusal::StorageFull,
             }),
+            Outcome::Export(bytes) => {
+                let length = bytes.len() as u64;
+                let export = self.exports.keep(tag, bytes, now);
+                Response::Exported { node: self.me, export, bytes: length }
+            }
             Outcome::Unknown => Response::Unknown,
         };
         self.respond(tag, response);

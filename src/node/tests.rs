@@ -367,7 +367,10 @@ impl World {
                 Output::Event(event) => self.events.entry(node).or_default().push(event),
                 Output::Left => drop(self.left.insert(node)),
                 // Links stay up by themselves here, and merging is tested on real nodes.
-                Output::Keep { .. } | Output::Forget { .. } | Output::Seal { .. } => {}
+                Output::Persist { .. }
+                | Output::Keep { .. }
+                | Output::Forget { .. }
+                | Output::Seal { .. } => {}
             }
         }
     }

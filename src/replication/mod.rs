@@ -23,7 +23,9 @@
 //!   refused if another is in force. A replica that the group removed is told so, or asks, and destroys itself.
 //! - **Memory.** The log is cut behind what is applied; a replica too far behind gets a snapshot in pieces.
 //!
-//! State is in memory: a node that restarts is a new node. What a durable log must do is marked in `log`.
+//! - **Durability**, if [`DriverConfig::durable`]: the driver tells what to keep as [`Output::Persist`], one batch
+//!   for all groups of a turn, and says nothing that rests on it before [`Driver::persisted`]. Otherwise a node
+//!   that restarts is a new node.
 
 mod config;
 mod convert;
@@ -103,6 +105,9 @@ pub enum Outcome {
         /// Whether it may be old: that was asked for.
         stale: bool,
     },
+    /// The whole state at one moment: what [`StateMachine::restore`](crate::state_machine::StateMachine::restore)
+    /// reads.
+    Export(Vec<u8>),
     /// Nothing was done.
     Refused(Refusal),
     /// The proposal may or may not be applied: leadership was lost before it was known.
@@ -130,6 +135,9 @@ pub enum Refusal {
     /// The command is longer than an entry may be.
     #[error("too large")]
     TooLarge,
+    /// The leader's disk is full.
+    #[error("storage full")]
+    StorageFull,
 }
 
 /// A change of who is in a group. Nodes hold at most one replica of a group.
@@ -180,6 +188,23 @@ pub enum ChangeError {
     /// Nothing to change, or more replicas than [`MAX_REPLICAS`].
     #[error("nothing or too much to change")]
     Size,
+}
+
+/// Why a replica was not made the first of a new generation. Nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// This node holds no replica of the partition.
+    #[error("this node holds no replica of the partition")]
+    NoReplica,
+    /// The replica never got its state, or lost it.
+    #[error("the replica holds no state")]
+    NoState,
+    /// A majority of the voters is linked: it decides by itself.
+    #[error("the partition reaches a majority of its voters, or heard its leader a moment ago")]
+    HasQuorum,
+    /// Versions cannot leap once more: hundreds of thousands of recoveries are behind it.
+    #[error("the partition was recovered too often")]
+    TooOften,
 }
 
 /// Most replicas of one group, voters and learners.
@@ -250,4 +275,6 @@ pub struct ReplicaProgress {
     pub live: bool,
     /// Whether a [`Change`] may promote it, or leadership be transferred to it.
     pub caught_up: bool,
+    /// Whether its node says that it has lost what it had promised to keep: it must be replaced.
+    pub lost: bool,
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::MAX_RAISED;
+use super::import::{ImportState, Imported, MAX_IMPORTED, MAX_IMPORTED_BYTES, check_items};
 use super::lock::{
     Claim, LockMode, MAX_HOLDERS, MAX_LEASE_MS, MAX_RENEWED, MIN_LEASE_MS, check_lease, check_note,
 };
@@ -193,6 +195,22 @@ pub enum Operation {
         /// Of the lock under which this is removed.
         token: FencingToken,
     },
+    /// Hand out only versions and tokens higher than `above` from now on; no effect if that is so already.
+    /// Answered by [`Reply::Raised`].
+    Raise {
+        /// At most [`MAX_RAISED`].
+        above: Version,
+    },
+    /// Put back a part of a backup. Answered by [`Reply::Imported`], whether this part was the next one or not;
+    /// [`Reply::NotEmpty`] if the partition holds something else than this backup, or [`Reply::TooManyFenced`].
+    Import {
+        /// Which backup.
+        backup: u128,
+        /// Of the part, counted for this partition; 0 begins.
+        number: u64,
+        /// At most [`MAX_IMPORTED`], and [`MAX_IMPORTED_BYTES`] of keys and values unless it is one alone.
+        items: Vec<Imported>,
+    },
 }
 
 impl Operation {
@@ -210,13 +228,28 @@ impl Operation {
             | Self::Renew { name: key, .. }
             | Self::Release { name: key, .. }
             | Self::Proclaim { name: key, .. } => Some(key),
-            Self::Advance | Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. } => None,
+            Self::Advance
+            | Self::Seal { .. }
+            | Self::Unseal { .. }
+            | Self::Dissolve { .. }
+            | Self::Raise { .. }
+            | Self::Import { .. } => None,
         }
     }
 
-    /// Whether this is about the partition as a whole, and asked for by a node on behalf of its swarm.
+    /// Whether this is about the partition as a whole, and changes nothing when repeated: it needs no session.
     pub fn is_administrative(&self) -> bool {
+        self.is_for_members() || matches!(self, Self::Raise { .. } | Self::Import { .. })
+    }
+
+    /// Whether only a node may ask for this, on behalf of its swarm.
+    pub fn is_for_members(&self) -> bool {
         matches!(self, Self::Seal { .. } | Self::Unseal { .. } | Self::Dissolve { .. })
+    }
+
+    /// Whether the partition may hold something after this that it did not hold before: a sealed one refuses it.
+    pub fn is_about_content(&self) -> bool {
+        self.key().is_some() || matches!(self, Self::Import { .. })
     }
 
     /// Whether the operation is within the limits; to be asked before it is sent and before it is proposed.
@@ -241,6 +274,8 @@ impl Operation {
                 check_note(note)
             }
             Self::Proclaim { note, .. } => check_note(note),
+            Self::Raise { above } if above.0 > MAX_RAISED => Err(LimitError::Raised),
+            Self::Import { items, .. } => check_items(items),
             Self::Renew { numbers, .. } if numbers.len() > MAX_RENEWED => Err(LimitError::Renewals),
             _ => Ok(()),
         }
@@ -276,6 +311,12 @@ pub enum LimitError {
     /// More claims in one renewal than allowed.
     #[error("one renewal covers at most {MAX_RENEWED} claims")]
     Renewals,
+    /// There must be room for later versions.
+    #[error("versions cannot be raised by more than {MAX_RAISED}")]
+    Raised,
+    /// More of a backup in one part than allowed.
+    #[error("a part of a backup has at most {MAX_IMPORTED} items and {MAX_IMPORTED_BYTES} bytes")]
+    Imports,
 }
 
 pub(super) fn check_key(key: &[u8]) -> Result<(), LimitError> {
@@ -293,7 +334,7 @@ pub(super) fn at_most(what: &'static str, bytes: &[u8], limit: usize) -> Result<
     Ok(())
 }
 
-fn check_ttl(ttl_ms: Option<u64>) -> Result<(), LimitError> {
+pub(super) fn check_ttl(ttl_ms: Option<u64>) -> Result<(), LimitError> {
     if ttl_ms == Some(0) {
         return Err(LimitError::ZeroTtl);
     }
@@ -340,7 +381,8 @@ pub enum Reply {
         /// Orders attempts: the log index at which the first partition was sealed.
         epoch: Version,
     },
-    /// `Seal` was refused: the partition holds keys, or did lately.
+    /// `Seal` was refused: the partition holds keys, or did lately. Or `Import` was: it holds something else than
+    /// the backup.
     NotEmpty,
     /// The partition is not sealed by this attempt (any more).
     Unsealed,
@@ -392,4 +434,14 @@ pub enum Reply {
     },
     /// Nothing changed: too many keys of the partition were written with tokens.
     TooManyFenced,
+    /// Every later version and token of the partition is higher than this.
+    Raised {
+        /// At least what was asked for.
+        highest: Version,
+    },
+    /// How far the partition is with the backup.
+    Imported {
+        /// After this part.
+        state: ImportState,
+    },
 }

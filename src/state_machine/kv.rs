@@ -45,6 +45,10 @@ impl Keys {
         self.slots.iter()
     }
 
+    pub(super) fn into_iter(self) -> impl Iterator<Item = (Vec<u8>, Slot)> {
+        self.slots.into_iter()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

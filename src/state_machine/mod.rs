@@ -8,10 +8,17 @@
 //! what is due, then does its work. Reads look at what is there. The leader keeps reads punctual by proposing
 //! [`Operation::Advance`] when something is due.
 //!
+//! **Versions** and fencing tokens are the log index plus [`StateMachine::raise_by`]'s offset, made in one place.
+//! The offset is there for a state that is not the first to hand out versions of its keys: restored from a
+//! backup, or recovered without the majority that may have gone on. It only grows.
+//!
 //! **Retries** are recognised by sessions: see [`MAX_DEADLINE`], [`SESSION_TTL`].
 
 mod command;
 mod fence;
+mod import;
+#[cfg(test)]
+mod import_tests;
 mod kv;
 mod lock;
 #[cfg(test)]
@@ -26,6 +33,7 @@ pub use command::{
     Command, LimitError, MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation, Origin, PartitionTime, Reply,
 };
 pub use fence::MAX_FENCED;
+pub use import::{ImportState, Imported, MAX_IMPORTED, MAX_IMPORTED_BYTES};
 pub use lock::{
     Claim, LockMode, LockView, MAX_HOLDERS, MAX_LEASE_MS, MAX_LISTED, MAX_NOTE_BYTES, MAX_PLACES,
     MAX_RENEWED, MAX_WAITERS, MIN_LEASE_MS, PlaceState, PlaceView,
@@ -44,14 +52,23 @@ use kv::{Keys, Slot};
 use lock::{Locks, Wish};
 use session::Sessions;
 
+/// No version is raised higher than by this: with the longest log there is room to 2^61, and no sum overflows.
+pub const MAX_RAISED: u64 = 1 << 60;
+
 /// The state of one partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StateMachine {
     time: PartitionTime,
+    /// Index of the command applied last.
+    applied: u64,
+    // Invariant: at most MAX_RAISED; never lower than before.
+    raised: u64,
     keys: Keys,
     fences: Fences,
     locks: Locks,
     sessions: Sessions,
+    /// How far a backup has been put back, if one was begun to be.
+    import: Option<ImportState>,
     // Invariant: sealed.is_some() implies that the state is_empty() and that there are no sessions.
     sealed: Option<Seal>,
 }
@@ -76,24 +93,58 @@ impl StateMachine {
     /// the business of who proposes it.
     pub fn apply(&mut self, index: u64, command: Command) -> Reply {
         self.time = self.time.max(command.time);
+        self.applied = index;
+        let version = self.version_at(index);
         self.keys.expire(self.time);
-        self.locks.expire(Version(index), self.time);
+        self.locks.expire(version, self.time);
         self.sessions.expire(self.time);
         if let Some(Seal { into, epoch, .. }) = self.sealed
-            && command.operation.key().is_some()
+            && command.operation.is_about_content()
         {
             // It has not happened, and is not remembered: its retry may happen, once the seal is broken.
             return Reply::Sealed { into, epoch };
         }
         let Some(origin) = command.origin else {
-            return self.execute(Version(index), command.operation);
+            return self.execute(version, command.operation);
         };
         if let Err(answer) = self.sessions.admit(origin, self.time) {
             return answer;
         }
-        let reply = self.execute(Version(index), command.operation);
+        let reply = self.execute(version, command.operation);
         self.sessions.remember(origin, reply.clone());
         reply
+    }
+
+    /// The one place where a log index becomes a version.
+    fn version_at(&self, index: u64) -> Version {
+        Version(index.saturating_add(self.raised))
+    }
+
+    /// Every version and token that was ever handed out is at most this, and every later one is higher.
+    pub fn highest(&self) -> Version {
+        self.version_at(self.applied).max(Version(self.locks.last_token().0))
+    }
+
+    /// Makes every later version and token higher by so much: for a state that was cut off from its majority,
+    /// which may have handed out more than this state knows. `leap` must be more than that can have been.
+    ///
+    /// # Errors
+    /// If versions would be raised by more than [`MAX_RAISED`]; nothing was changed then.
+    pub fn raise_by(&mut self, leap: u64) -> Result<(), LimitError> {
+        match self.raised.checked_add(leap) {
+            Some(raised) if raised <= MAX_RAISED => {
+                self.raised = raised;
+                Ok(())
+            }
+            _ => Err(LimitError::Raised),
+        }
+    }
+
+    /// Lifts what is handed out from now on above `above`, if it is not there already.
+    fn raise(&mut self, above: Version) -> Reply {
+        let needed = above.0.saturating_sub(self.applied).min(MAX_RAISED);
+        self.raised = self.raised.max(needed);
+        Reply::Raised { highest: self.highest() }
     }
 
     fn execute(&mut self, version: Version, operation: Operation) -> Reply {
@@ -132,6 +183,8 @@ impl StateMachine {
                 }
                 None => Reply::Unsealed,
             },
+            Operation::Raise { above } => self.raise(above),
+            Operation::Import { backup, number, items } => self.import(backup, number, items, version),
             Operation::Acquire { name, claim, mode, lease_ms, wait, note } => {
                 let wish = Wish { name, claim, mode, lease_ms, note };
                 self.locks.acquire(wish, wait, version, self.time)
@@ -194,6 +247,7 @@ impl StateMachine {
             Query::Lock { name } => Answer::Lock(self.locks.view(name, self.time)),
             Query::Place { claim, .. } => Answer::Place(self.locks.place_state(*claim)),
             Query::Locks { after, limit } => self.locks.page(after, *limit, self.time),
+            Query::Contents => Answer::Contents { empty: self.is_empty(), import: self.import },
         }
     }
 

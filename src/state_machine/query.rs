@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::{LimitError, MAX_KEY_BYTES, at_most, check_key};
+use super::import::ImportState;
 use super::lock::{Claim, LockView, PlaceState};
 use crate::id::Version;
 
@@ -54,6 +55,8 @@ pub enum Query {
         /// At most so many; bounded by [`MAX_LISTED`](super::MAX_LISTED).
         limit: u32,
     },
+    /// Whether the partition holds anything, and how far it is with a backup. Answered by [`Answer::Contents`].
+    Contents,
 }
 
 impl Query {
@@ -61,7 +64,7 @@ impl Query {
     pub fn key(&self) -> Option<&[u8]> {
         match self {
             Self::Get { key } | Self::Lock { name: key } | Self::Place { name: key, .. } => Some(key),
-            Self::Scan { .. } | Self::Locks { .. } => None,
+            Self::Scan { .. } | Self::Locks { .. } | Self::Contents => None,
         }
     }
 
@@ -76,6 +79,7 @@ impl Query {
             Self::Scan { prefix, after, .. } => [("prefix", prefix), ("key to go on from", after)]
                 .into_iter()
                 .try_for_each(|(what, bytes)| at_most(what, bytes, MAX_KEY_BYTES)),
+            Self::Contents => Ok(()),
         }
     }
 }
@@ -102,6 +106,13 @@ pub enum Answer {
         locks: Vec<(KeyBytes, LockView)>,
         /// Whether there are more behind the last.
         more: bool,
+    },
+    /// To [`Query::Contents`].
+    Contents {
+        /// No key, no lock, and no token that a key was written with.
+        empty: bool,
+        /// The backup that was put back last, if any was.
+        import: Option<ImportState>,
     },
 }
 

@@ -12,14 +12,15 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
 use super::command::{PartitionTime, Reply};
+use super::import::ImportState;
 use super::kv::Slot;
 use super::lock::{Claim, LockMode, Place};
-use super::{Seal, StateMachine};
+use super::{MAX_RAISED, Seal, StateMachine};
 use crate::codec::DecodeError;
 use crate::id::{FencingToken, SessionId, Version};
 
 /// First byte of every snapshot.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 /// The SHA-1 of everything before it. It is against damage, not against forgery: whoever may send snapshots
 /// may write keys.
 const CHECKSUM_BYTES: usize = 20;
@@ -31,6 +32,9 @@ enum Record<'a> {
     /// The first and only the first.
     Header {
         time: PartitionTime,
+        applied: u64,
+        raised: u64,
+        import: Option<ImportState>,
         sealed: Option<Seal>,
         keys: u64,
         fences: u64,
@@ -84,6 +88,9 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
         &mut out,
         &Record::Header {
             time: state.time,
+            applied: state.applied,
+            raised: state.raised,
+            import: state.import,
             sealed: state.sealed,
             keys: state.keys.len() as u64,
             fences: state.fences.len() as u64,
@@ -131,12 +138,25 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
     let Some((&FORMAT, mut records)) = body.split_first() else {
         return Err(malformed("snapshot of another format"));
     };
-    let Some(Record::Header { time, sealed, keys, fences, places, last_token, sessions }) =
-        next(&mut records)?
+    let Some(Record::Header {
+        time,
+        applied,
+        raised,
+        import,
+        sealed,
+        keys,
+        fences,
+        places,
+        last_token,
+        sessions,
+    }) = next(&mut records)?
     else {
         return Err(malformed("snapshot without a header"));
     };
-    let mut state = StateMachine { time, sealed, ..StateMachine::default() };
+    if raised > MAX_RAISED {
+        return Err(malformed("snapshot's versions are raised too high"));
+    }
+    let mut state = StateMachine { time, applied, raised, import, sealed, ..StateMachine::default() };
     state.locks.restore_last_token(last_token);
     let mut last: Option<Rank<'_>> = None;
     while let Some(record) = next(&mut records)? {

@@ -15,6 +15,9 @@ pub const MAX_WAIT_MS: u32 = 30_000;
 /// message.
 pub const MAX_RENEWALS: usize = 128;
 
+/// Longest [`Response::Piece`].
+pub const MAX_PIECE_BYTES: usize = 1024 * 1024;
+
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Consistency {
@@ -77,6 +80,27 @@ pub enum Request {
         /// Sent on by a node that is not the leader: not to be sent on again.
         forwarded: bool,
     },
+    /// Take a partition's whole state at one moment and keep it for a while, to be fetched in pieces: see
+    /// [`Request::Piece`]. Linearizable. Answered by [`Response::Exported`].
+    Export {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
+        /// The partition.
+        partition: PartitionId,
+        /// Sent on by a node that is not the leader: not to be sent on again.
+        forwarded: bool,
+    },
+    /// The next bytes of an export. Answered by [`Response::Piece`], or refused with [`Refusal::NoExport`].
+    Piece {
+        /// Who keeps it: [`Response::Exported::node`].
+        node: NodeId,
+        /// Which: [`Response::Exported::export`].
+        export: u64,
+        /// How many bytes were fetched before. At the end of the export: it is not needed any more.
+        offset: u64,
+        /// Sent on by a node that does not keep it: not to be sent on again.
+        forwarded: bool,
+    },
     /// Who is in the swarm and who leads what. Answered by [`Response::View`].
     View,
     /// How the node is. Answered by [`Response::Status`].
@@ -93,7 +117,11 @@ impl Request {
     #[must_use]
     pub fn forwarded(mut self) -> Self {
         match &mut self {
-            Self::Write { forwarded, .. } | Self::Read { forwarded, .. } | Self::Wait { forwarded, .. } => {
+            Self::Write { forwarded, .. }
+            | Self::Read { forwarded, .. }
+            | Self::Wait { forwarded, .. }
+            | Self::Export { forwarded, .. }
+            | Self::Piece { forwarded, .. } => {
                 *forwarded = true;
             }
             Self::Renew { .. } | Self::View | Self::Status | Self::Ticket | Self::Leave => {}
@@ -160,6 +188,17 @@ pub enum Response {
     Renewals(Vec<Renewed>),
     /// The time of a [`Request::Wait`] is up and nothing has changed.
     Unchanged,
+    /// The export is kept.
+    Exported {
+        /// By whom.
+        node: NodeId,
+        /// Its name there.
+        export: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// The next bytes of an export, at most [`MAX_PIECE_BYTES`].
+    Piece(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The swarm as the node sees it.
     View(SwarmView),
     /// How the node is.
@@ -223,12 +262,18 @@ pub enum Refusal {
     /// The node's queue is full.
     #[error("overloaded")]
     Overloaded,
+    /// The disk of the partition's leader is full.
+    #[error("storage full")]
+    StorageFull,
     /// The node has no swarm yet, or is leaving it.
     #[error("not serving")]
     NotServing,
     /// The request is meant for another swarm than the node's.
     #[error("the node is in another swarm")]
     OtherSwarm,
+    /// The node does not keep that export, or not any more.
+    #[error("the export is gone")]
+    NoExport,
     /// The request contradicts itself or a limit.
     #[error("bad request: {0}")]
     BadRequest(String),

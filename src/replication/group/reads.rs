@@ -39,6 +39,7 @@ pub(super) struct Read {
 pub(super) enum Ask {
     Query(Query),
     Wait(Watch),
+    Export,
 }
 
 /// A `ReadIndex` round: the reads that joined before it was first asked, and when it was asked.
@@ -58,6 +59,10 @@ impl Group {
     pub(in crate::replication) fn wait(&mut self, tag: u64, watch: Watch, shared: &mut Shared) {
         shared.waits.insert(tag, self.partition);
         self.ask(Read { tag, ask: Ask::Wait(watch) }, shared);
+    }
+
+    pub(in crate::replication) fn export(&mut self, tag: u64, shared: &mut Shared) {
+        self.ask(Read { tag, ask: Ask::Export }, shared);
     }
 
     /// Answers whatever the driver knows without asking anyone.
@@ -216,6 +221,7 @@ impl Group {
                 let answer = self.machine.query(&query);
                 shared.outcome(tag, Outcome::Answer { answer, stale: false });
             }
+            Ask::Export => shared.outcome(tag, Outcome::Export(self.machine.snapshot())),
             Ask::Wait(watch) => {
                 if let Some(answer) = self.machine.look(&watch) {
                     return shared.outcome(tag, Outcome::Answer { answer, stale: false });

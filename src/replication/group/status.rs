@@ -58,6 +58,7 @@ impl Group {
                     lag: self.last_index().saturating_sub(matched),
                     live: self.is_live(*id, shared),
                     caught_up: self.is_caught_up(*id, shared),
+                    lost: self.lead.as_ref().is_some_and(|lead| lead.lost.contains(id)),
                 })
             })
             .collect()
