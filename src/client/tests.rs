@@ -201,6 +201,15 @@ impl World {
         self.leads.get(&partition).copied().unwrap_or(self.leader)
     }
 
+    fn leader_for(&self, request: &Request) -> NodeId {
+        match request {
+            Request::Write { partition, .. }
+            | Request::Read { partition, .. }
+            | Request::Wait { partition, .. } => self.leader_of(*partition),
+            _ => self.leader,
+        }
+    }
+
     fn view(&self, from: NodeId) -> SwarmView {
         let member = |number| MemberView {
             node: node(number),
@@ -310,15 +319,6 @@ impl World {
     }
 }
 
-fn partition_of(request: &Request) -> PartitionId {
-    match request {
-        Request::Write { partition, .. }
-        | Request::Read { partition, .. }
-        | Request::Wait { partition, .. } => *partition,
-        other => panic!("not about data: {other:?}"),
-    }
-}
-
 impl Rpc for Net {
     async fn call(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
         self.world().renewal_messages += usize::from(matches!(
@@ -379,7 +379,7 @@ impl Net {
             (Request::Leave, _) => return Ok(Response::Leaving),
             (_, Mood::Refusing(refusal)) => return Ok(Response::Refused(refusal.clone())),
             (_, Mood::Sound) => {
-                let leader = self.world().leader_of(partition_of(&request));
+                let leader = self.world().leader_for(&request);
                 let stale = matches!(request, Request::Read { consistency: Consistency::Stale, .. });
                 if leader != to && !stale {
                     return Ok(Response::Refused(Refusal::NotLeader { leader: Some(leader) }));

@@ -299,7 +299,7 @@ impl Contest {
         // Every second time it meets the one node that all depend on.
         let node =
             if self.rng.random() { self.lab.leader_of("lock") } else { self.rng.random_range(0..NODES) };
-        say(&format!("{trouble:?}, node {node}"));
+        say(&format!("{:.1?}: {trouble:?}, node {node}, {lasts:?}", now()));
         let hosts = self.lab.visitors();
         let others: Vec<usize> = (0..NODES).chain(hosts).filter(|other| *other != node).collect();
         match trouble {
