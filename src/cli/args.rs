@@ -307,7 +307,7 @@ enum Sub {
 
     /// Measure how fast the swarm is from here
     #[command(
-        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16 --keys 1\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16            no two want the same lock\n  roundtable bench --op lock --clients 16 --keys 1   all want the same lock\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
     )]
     Bench(BenchArgs),
 
@@ -449,7 +449,7 @@ struct BenchArgs {
     /// Operations that each client has under way
     #[arg(long, value_name = "N", default_value = "1")]
     pipeline: NonZeroUsize,
-    /// Different keys, chosen at random
+    /// Different keys, chosen at random; locks are shared out among the clients, each takes its own in turn
     #[arg(long, value_name = "N", default_value = "10000")]
     keys: NonZeroUsize,
     /// Size of a value, in bytes

@@ -293,13 +293,17 @@ impl<R: Rpc> Tenure<R> {
     }
 
     async fn release(&self) -> Result<(), LockError> {
+        if !self.is_alive() {
+            // The partition is told in the background: whoever lost a lock has no time to wait for one that cannot
+            // be reached.
+            return Err(LockError::Lost);
+        }
         let operation = Operation::Release { name: self.name.clone(), claim: self.claim };
-        let was_alive = self.is_alive();
         self.client.shared.keeper.forget(self.claim.number);
         let reply = self.client.write(operation).await?;
         *lock(&self.over) = true;
         match reply {
-            Reply::Released { held: true } if was_alive => Ok(()),
+            Reply::Released { held: true } => Ok(()),
             Reply::Released { .. } | Reply::NotHeld => Err(LockError::Lost),
             _ => Err(unexpected().into()),
         }
@@ -379,7 +383,7 @@ impl<R: Rpc> LockGuard<R> {
     /// Gives the lock to the next; of a reentrant lock, only when this is the last guard.
     ///
     /// # Errors
-    /// [`LockError::Lost`] if it was lost before; what was done under it may have met another holder.
+    /// [`LockError::Lost`], at once, if it was lost before; what was done under it may have met another holder.
     pub async fn release(self) -> Result<(), LockError> {
         match Arc::try_unwrap(self.tenure) {
             Ok(tenure) => tenure.release().await,

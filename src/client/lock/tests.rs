@@ -216,6 +216,23 @@ async fn a_holder_that_reaches_nobody_knows_before_another_holds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_lost_a_lock_does_not_wait_to_release_it() {
+    let (net, one, other) = two();
+    let (guard, another) = (take(&one, "a").await, take(&one, "b").await);
+    net.cut(true);
+    guard.lost().await;
+    another.lost().await;
+    let start = Instant::now();
+    assert_eq!(guard.release().await, Err(LockError::Lost));
+    assert!(start.elapsed() < MS, "it waited for a partition that nobody reaches");
+    // One that can be reached is told, and needs not wait for the end of the lease.
+    net.cut(false);
+    assert_eq!(another.release().await, Err(LockError::Lost));
+    sleep(10 * MS).await;
+    assert_eq!(holders(&other, "b").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_machine_that_slept_knows_that_it_lost() {
     let (net, _, other) = two();
     let ahead = Arc::new(AtomicU64::new(0));
