@@ -1,5 +1,6 @@
 //! Commands under a lock, as they are typed: alone, in turn, with a token, and ended when the lock is lost.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, test_kill_process};
@@ -98,6 +99,35 @@ fn a_write_with_the_token_of_an_earlier_holder_is_refused() {
     let words = ["lock", "report", "--", "sh", "-c", script, program.to_str().expect("a path")];
     assert_eq!(lab.cli(0, &words).code, Some(0));
     assert_eq!(lab.get(0, "report"), "plain");
+}
+
+#[test]
+fn a_lock_taken_in_the_chat_is_held_until_it_is_given_back() {
+    let lab = one_node();
+    let program = lab.roundtable(0).get_program().to_owned();
+    let script =
+        "printf '/lock it\\n/lock it\\n/locks\\n/unlock it\\n/unlock it\\n/locks\\n' | \"$0\" chat bot";
+    let mut chat = lab.command(0, Path::new("sh"));
+    chat.args(["-c", script]).arg(program);
+    let output = chat.output().expect("a shell");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("`it`") || line.starts_with("it\t") || *line == "no locks")
+        .collect();
+    let token = lines[0].trim_start_matches("you hold `it` (token ").trim_end_matches(')').to_owned();
+    assert_eq!(
+        lines[..],
+        [
+            format!("you hold `it` (token {token})"),
+            format!("you hold `it` already (token {token})"),
+            format!("it\theld\ttoken {token}\texclusive\tlease 10s\tbot"),
+            "`it` is free".to_owned(),
+            "you do not hold `it`".to_owned(),
+            "no locks".to_owned(),
+        ],
+        "{said}"
+    );
 }
 
 #[test]

@@ -476,7 +476,7 @@ fn the_next_is_granted_in_one_round_trip_and_one_round_of_the_partition() {
     waits.sort_unstable();
     writes.sort_unstable();
     let (wait, write) = (waits[waits.len() / 2], writes[writes.len() / 2]);
-    say(&format!("of {}, a write takes {write:.3?} (median)", waits.len()));
+    say(&format!("of {} hand-overs the median took {wait:.3?}, of as many writes {write:.3?}", waits.len()));
     measured("from release to the next grant (median)", wait, write * 3 / 2 + Duration::from_micros(200));
     assert!(violations(&sections).is_empty() && fairness(&sections, &[]).found.is_empty());
 }
