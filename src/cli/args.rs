@@ -364,7 +364,7 @@ struct Value {
 #[derive(Debug, Args)]
 struct Token {
     /// Only if the key was never written with a higher fencing token: that of the lock under which this is done
-    /// (a command under `roundtable lock` finds it in ROUNDTABLE_LOCK_TOKEN)
+    /// (which a command finds in its environment, see `lock`)
     // Never taken from the environment by itself: whether a write is fenced is for whoever types it to say.
     #[arg(long, value_name = "N")]
     token: Option<u64>,

@@ -238,7 +238,7 @@ impl World {
 
     fn run(&mut self, partition: PartitionId, origin: Option<Origin>, operation: Operation) -> Reply {
         self.index += 1;
-        let passed = self.stopped.unwrap_or_else(Instant::now) - self.start - self.stood;
+        let passed = self.stopped.unwrap_or_else(Instant::now).duration_since(self.start + self.stood);
         let elapsed = u64::try_from(passed.as_millis()).unwrap();
         let command = Command { time: PartitionTime(elapsed), origin, operation };
         self.partitions[partition.0 as usize].apply(self.index, command)

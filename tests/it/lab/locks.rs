@@ -443,7 +443,9 @@ fn without_tokens_the_judge_finds_the_overlap() {
             contenders.goes_on(3);
         }
         all[0].pause_and_go_on();
-        all.iter_mut().for_each(|contenders| contenders.goes_on(3));
+        for contenders in &mut all {
+            contenders.goes_on(3);
+        }
         let sections: Vec<Section> = all.iter().flat_map(|all| all.sections.iter().cloned()).collect();
         violations(&sections).iter().any(|one| one.contains("overlap")).then_some(())
     });
@@ -461,7 +463,9 @@ fn the_next_is_granted_in_one_round_trip_and_one_round_of_the_partition() {
     // What the lock protects has its name, and so its partition: a write to it is one round trip and one round.
     let plan = || Plan { key: "lock".to_owned(), ..Plan::one_that_stays(&lab, Duration::from_millis(20)) };
     let mut all = lab.visitors().map(|host| lab.contend(host, &plan()));
-    all.iter_mut().for_each(|contenders| contenders.goes_on(200));
+    for contenders in &mut all {
+        contenders.goes_on(200);
+    }
     all.iter_mut().for_each(Contenders::stop);
     let mut sections: Vec<Section> = all.into_iter().flat_map(|all| all.sections).collect();
     sections.sort_by_key(|section| section.token);
@@ -537,7 +541,9 @@ fn who_waits_keeps_the_place_when_the_leader_is_killed() {
         });
         let killed = now();
         lab.kill(leader);
-        waiting.iter_mut().for_each(|contenders| contenders.goes_on(1));
+        for contenders in &mut waiting {
+            contenders.goes_on(1);
+        }
         holder.goes_on(1);
         let first = holder.sections[0].clone();
         assert!(first.granted < killed && !first.lost, "the holder lost its lock: {first:?}");
