@@ -83,6 +83,8 @@ struct Book {
     next_number: u64,
     kept: BTreeMap<u64, Kept>,
     trust: BTreeMap<u64, watch::Sender<Trust>>,
+    /// When the renewals are looked at next; never, while nothing is kept.
+    wake: Timestamp,
     renewing: bool,
     tasks: JoinSet<()>,
     runtime: Option<Handle>,
@@ -128,6 +130,8 @@ impl Keeper {
         });
         let next = sent + tenure.lease / RENEW_SHARE;
         kept.insert(number, Kept { name: tenure.name.clone(), lease: tenure.lease, next });
+        // Most locks are given back long before: they are not worth a look each.
+        let is_news = next < book.wake;
         if !book.renewing {
             book.renewing = true;
             let renewer = renew(Arc::downgrade(&tenure.client.shared), Arc::clone(&self.news));
@@ -135,7 +139,9 @@ impl Keeper {
         }
         book.runtime = Handle::try_current().ok();
         drop(book);
-        self.news.notify_one();
+        if is_news {
+            self.news.notify_one();
+        }
         token.is_some()
     }
 
@@ -177,7 +183,7 @@ impl Keeper {
         book.tasks.spawn_on(write, &runtime);
     }
 
-    /// What is to be renewed now, in requests; and how long there is nothing to do, unless for ever.
+    /// What is to be renewed now, in requests; and how long there is nothing to look at, unless for ever.
     fn plan(
         &self,
         now: Timestamp,
@@ -238,7 +244,8 @@ impl Keeper {
                 }),
             }
         }
-        let pause = (wake < Timestamp::NEVER).then(|| wake.since(now));
+        let pause = (wake < Timestamp::NEVER).then(|| wake.since(now).min(CLOCK_SLICE));
+        book.wake = pause.map_or(Timestamp::NEVER, |pause| now + pause);
         (batches.into_values().flatten().collect(), pause)
     }
 
@@ -332,7 +339,7 @@ async fn renew<R: Rpc>(shared: Weak<Shared<R>>, news: Arc<Notify>) {
                 }
             }
             Some(()) = deliveries.next() => {}
-            () = tokio::time::sleep(pause.unwrap_or_default().min(CLOCK_SLICE)), if pause.is_some() => {}
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
     }
 }
