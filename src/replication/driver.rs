@@ -14,6 +14,8 @@ use crate::id::{NodeId, PartitionId, ReplicaId};
 use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
+/// While the disk is full, no message heavier than this is taken: none with entries or states, in bytes.
+const FULL_WEIGHT: usize = 64 + 64;
 /// How often a replica that lost something asks whether its group has removed it.
 const INQUIRE_DAMAGED: Duration = Duration::from_secs(5);
 /// A frame is closed when it has so many bytes; one message may take it over that.
@@ -158,6 +160,21 @@ impl Driver {
         *destroyed = (*destroyed).max(replica);
     }
 
+    /// Begins a new generation of a group with nothing: no replica of it is left anywhere.
+    ///
+    /// # Errors
+    /// If this node holds a replica, which [`Driver::recover`] takes; nothing was done.
+    pub fn recover_empty(&mut self, partition: PartitionId, now: Timestamp) -> Result<(), RecoverError> {
+        self.advance_to(now);
+        if self.groups.contains_key(&partition) || self.damaged.contains_key(&partition) {
+            return Err(RecoverError::NotEmpty);
+        }
+        let group = Group::anew(partition, &mut self.shared)?;
+        self.groups.insert(partition, group);
+        self.touched.insert(partition);
+        Ok(())
+    }
+
     /// Drops every group: this node's swarm is no more. What was asked is answered.
     pub fn dissolve(&mut self) {
         self.partitions = 0;
@@ -289,6 +306,10 @@ impl Driver {
             return;
         }
         let to = message.to;
+        if self.shared.full && message.weight() > FULL_WEIGHT {
+            // No room for it now; it is sent again.
+            return;
+        }
         if let Some(group) = self.groups.get(&partition) {
             if to == group.id() {
                 self.with(partition, |group, shared| group.receive(from, message, shared));
@@ -484,7 +505,10 @@ impl Driver {
 
     /// How the replica of a partition on this node is; `None` if there is none.
     pub fn group(&self, partition: PartitionId) -> Option<GroupStatus> {
-        self.groups.get(&partition).map(|group| group.status(&self.shared))
+        match self.groups.get(&partition) {
+            Some(group) => Some(group.status(&self.shared)),
+            None => Some(Group::damaged_status(self.damaged.get(&partition)?, &self.shared)),
+        }
     }
 
     /// Who leads a partition, if this node has a replica of it and knows a leader that it is linked with.

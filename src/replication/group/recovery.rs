@@ -22,8 +22,8 @@ use crate::codec;
 use crate::id::{PartitionId, ReplicaId};
 use crate::replication::config::{Roster, Voting};
 use crate::replication::durable::{StoredReplica, StoredState, Write};
-use crate::replication::log::Log;
-use crate::replication::{HardState, LogEntry, RecoverError, convert};
+use crate::replication::log::{self, Log};
+use crate::replication::{GroupStatus, HardState, LogEntry, RecoverError, Role, convert};
 use crate::state_machine::{Command, StateMachine};
 
 /// How far term and replica ids leap in a recovery: beyond what the lost majority can have used meanwhile.
@@ -129,6 +129,55 @@ impl Group {
         Self::next_generation(partition, survivor, shared)
     }
 
+    /// A new generation of which nothing is left.
+    pub(in crate::replication) fn anew(
+        partition: PartitionId,
+        shared: &mut Shared,
+    ) -> Result<Self, RecoverError> {
+        let survivor = Survivor {
+            replica: ReplicaId(0),
+            machine: StateMachine::default(),
+            index: log::FOUNDING.0,
+            entries: Vec::new(),
+            term: log::FOUNDING.1,
+            last_replica: 0,
+        };
+        Self::next_generation(partition, survivor, shared)
+    }
+
+    /// How a replica is that lost a part, as far as it can be told.
+    pub(in crate::replication) fn damaged_status(stored: &StoredReplica, shared: &Shared) -> GroupStatus {
+        let state = stored.state.as_ref();
+        let header = state.and_then(|state| codec::decode::<StateHeader>(&state.header).ok());
+        let nodes = |ids: fn(&Voting) -> &Vec<u64>| {
+            let header = header.as_ref();
+            let ids = header.map_or(&[][..], |header| ids(&header.voting));
+            let node = |id: &u64| header?.roster.replicas.get(&ReplicaId(*id)).copied();
+            ids.iter().filter_map(node).filter(|node| *node != shared.me).collect()
+        };
+        let last = stored.entries.back().map(|entry| (stored.last(), entry.term));
+        GroupStatus {
+            replica: stored.replica,
+            role: Role::Learner,
+            term: stored.hard_state.term,
+            leader: None,
+            config: 0,
+            changing: false,
+            voters: nodes(|voting| &voting.voters),
+            learners: nodes(|voting| &voting.learners),
+            progress: Vec::new(),
+            has_quorum: false,
+            keys: 0,
+            bytes: 0,
+            applied: state.map_or(0, |state| state.index),
+            committed: stored.hard_state.commit,
+            last: last.or(state.map(|state| (state.index, state.term))).unwrap_or_default(),
+            log_entries: stored.entries.len(),
+            sealed: None,
+            damaged: true,
+        }
+    }
+
     fn next_generation(
         partition: PartitionId,
         survivor: Survivor,
@@ -156,7 +205,9 @@ impl Group {
         let mut group =
             Self::make(partition, id, log, roster, voting, shared).map_err(|_| RecoverError::NoState)?;
         group.machine = machine;
-        shared.keep(Write::Destroy { partition, replica });
+        if replica.0 > 0 {
+            shared.keep(Write::Destroy { partition, replica });
+        }
         group.begin_alone(shared).map_err(|_| RecoverError::NoState)?;
         Ok(group)
     }
