@@ -142,7 +142,7 @@ pub(in crate::client) async fn restore<R: Rpc, F: AsyncRead + AsyncSeek + Unpin 
         let next = reader.next().await.map_err(|error| interrupted(error.into(), done))?;
         let is_last = next.is_none();
         if let Some((_, state, _)) = next {
-            for item in state.into_imports() {
+            for item in state.imports() {
                 parts.push(item);
             }
             before += parts.end_partition();
@@ -183,7 +183,7 @@ async fn verify<F: AsyncRead + Unpin + Send>(
     while let Some((_, state, bytes)) = reader.next().await? {
         keys += state.len() as u64;
         highest = highest.max(state.highest());
-        for item in state.into_imports() {
+        for item in state.imports() {
             if let Imported::Fence { key, token } = item {
                 // Tokens of another store, if somebody wrote with them, also count.
                 highest = highest.max(Version(token.0.min(MAX_RAISED)));

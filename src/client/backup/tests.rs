@@ -193,7 +193,7 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
 
     net.cut(false);
     // What is there is changed or removed, what is not there yet is written.
-    let there = net.states().into_iter().flat_map(|state| state.into_imports()).collect::<Vec<_>>();
+    let there: Vec<_> = net.states().iter().flat_map(|state| state.imports().collect::<Vec<_>>()).collect();
     let there: Vec<String> =
         there.iter().map(|item| String::from_utf8(item.key().to_vec()).unwrap()).collect();
     new.put(there[0].as_str(), "newer").await.unwrap();
