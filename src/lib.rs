@@ -7,6 +7,7 @@
 //! - [`ring`]: which members hold which partition, a pure function of the members;
 //! - [`state_machine`]: what one partition replicates;
 //! - [`replication`]: all Raft groups of a node as one driver without I/O;
+//! - [`storage`]: what a node keeps on its disk; the only module that touches it for data;
 //! - [`wire`]: what travels, and the seam to the network;
 //! - [`net`]: the only module that knows libp2p;
 //! - [`client`]: the typed API;
@@ -26,5 +27,6 @@ pub mod node;
 pub mod replication;
 pub mod ring;
 pub mod state_machine;
+pub mod storage;
 pub mod time;
 pub mod wire;

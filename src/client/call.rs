@@ -426,6 +426,7 @@ impl<'a, R: Rpc> Call<'a, R> {
                 self.hope();
                 Next::Pause
             }
+            Refusal::StorageFull => Next::Fail(Error::StorageFull),
             Refusal::NotServing => {
                 self.last = Error::NotServing;
                 self.silence(node, partition);

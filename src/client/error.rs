@@ -37,6 +37,9 @@ pub enum Error {
     /// The nodes asked, or this client's own share of writes, were full until the deadline. Not applied.
     #[error("overloaded")]
     Overloaded,
+    /// The disk of the node that leads the key's partition is full. Not applied; reads go on.
+    #[error("storage full: the disk of the node that leads this key's partition is full")]
+    StorageFull,
     /// No node could be asked. Not applied.
     #[error("unreachable: no node of the swarm answers")]
     Unreachable,
@@ -79,6 +82,7 @@ impl Error {
             | Self::Limit(_)
             | Self::NoQuorum
             | Self::Overloaded
+            | Self::StorageFull
             | Self::Unreachable
             | Self::NotServing
             | Self::TimedOut

@@ -8,6 +8,7 @@
 mod builder;
 mod clock;
 mod core;
+mod data;
 mod event;
 mod export;
 mod founding;
@@ -30,6 +31,7 @@ use tokio::task::JoinSet;
 pub use builder::{
     DEFAULT_PARTITIONS, DEFAULT_SWARM, MAX_SWARM_NAME_BYTES, NodeBuilder, REPLICAS, Reach, StartError,
 };
+pub use data::DataError;
 pub use event::{MemberChange, NodeEvent};
 pub use rpc::NodeRpc;
 pub use visitor::{ConnectError, Visitor, VisitorBuilder};

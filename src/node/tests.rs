@@ -94,10 +94,12 @@ impl World {
             replace_after: Duration::from_secs(30),
             addresses: vec![me.to_string()],
             ticket: String::new(),
+            durable: false,
+            incarnation: 1,
         };
         let seed = self.rng.random();
         let others: Vec<NodeId> = self.nodes.keys().copied().collect();
-        self.nodes.insert(me, Core::new(me, config, seed, self.now));
+        self.nodes.insert(me, Core::new(me, config, None, seed, self.now));
         for other in others {
             self.link(me, other);
         }
@@ -367,7 +369,13 @@ impl World {
                 Output::Event(event) => self.events.entry(node).or_default().push(event),
                 Output::Left => drop(self.left.insert(node)),
                 // Links stay up by themselves here, and merging is tested on real nodes.
-                Output::Keep { .. } | Output::Forget { .. } | Output::Seal { .. } => {}
+                Output::Begin { .. }
+                | Output::Abandon { .. }
+                | Output::Remember { .. }
+                | Output::Persist { .. }
+                | Output::Keep { .. }
+                | Output::Forget { .. }
+                | Output::Seal { .. } => {}
             }
         }
     }

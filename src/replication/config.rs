@@ -31,6 +31,9 @@ pub struct DriverConfig {
     pub log_entries_cap: usize,
     /// Bytes beyond which even a live follower is left behind and gets a snapshot.
     pub log_bytes_cap: usize,
+    /// Whether everything is kept across restarts: then nothing is said that rests on a write before
+    /// [`Driver::persisted`](super::Driver::persisted) says that it is on the disk.
+    pub durable: bool,
 }
 
 impl Default for DriverConfig {
@@ -46,6 +49,7 @@ impl Default for DriverConfig {
             log_bytes: 8 * 1024 * 1024,
             log_entries_cap: 16 * 1024,
             log_bytes_cap: 64 * 1024 * 1024,
+            durable: false,
         }
     }
 }

@@ -7,6 +7,7 @@ use raft::eraftpb;
 use raft::eraftpb::{ConfChangeTransition, ConfChangeType, EntryType, MessageType};
 
 use super::config::{ConfigStep, Voting};
+use super::durable::HardState;
 use super::message::{LogEntry, RaftKind, RaftMessage};
 use crate::id::ReplicaId;
 
@@ -24,20 +25,7 @@ pub(super) fn from_core(message: &mut eraftpb::Message) -> Option<RaftMessage> {
         MessageType::MsgTimeoutNow => RaftKind::TimeoutNow,
         _ => return None,
     };
-    let entries = message
-        .take_entries()
-        .into_iter()
-        .map(|entry| LogEntry {
-            term: entry.term,
-            config: entry.get_entry_type() != EntryType::EntryNormal,
-            // The core's own encoding of a configuration change stays here: `context` says all of it.
-            data: match entry.get_entry_type() {
-                EntryType::EntryNormal => entry.data.to_vec(),
-                _ => Vec::new(),
-            },
-            context: entry.context.to_vec(),
-        })
-        .collect();
+    let entries = message.take_entries().into_iter().map(|entry| from_core_entry(&entry)).collect();
     Some(RaftMessage {
         kind,
         term: message.term,
@@ -76,26 +64,50 @@ pub(super) fn to_core(from: ReplicaId, to: ReplicaId, message: RaftMessage) -> e
     core.reject = message.reject;
     core.reject_hint = message.reject_hint;
     core.context = message.context.into();
-    let mut index = message.index;
-    let entries: Vec<_> = message
-        .entries
-        .into_iter()
-        .map(|entry| {
-            index += 1;
-            let mut core = eraftpb::Entry::default();
-            core.set_entry_type(if entry.config {
-                EntryType::EntryConfChangeV2
-            } else {
-                EntryType::EntryNormal
-            });
-            core.term = entry.term;
-            core.index = index;
-            core.data = entry.data.into();
-            core.context = entry.context.into();
-            core
-        })
-        .collect();
+    let entries: Vec<_> = to_core_entries(message.index + 1, message.entries).collect();
     core.set_entries(entries.into());
+    core
+}
+
+/// Our form of an entry.
+pub(super) fn from_core_entry(entry: &eraftpb::Entry) -> LogEntry {
+    let config = entry.get_entry_type() != EntryType::EntryNormal;
+    LogEntry {
+        term: entry.term,
+        config,
+        // The core's own encoding of a configuration change stays here: `context` says all of it.
+        data: if config { Vec::new() } else { entry.data.to_vec() },
+        context: entry.context.to_vec(),
+    }
+}
+
+/// Entries in the Raft core's form; the first has the index `first`.
+pub(super) fn to_core_entries(
+    first: u64,
+    entries: impl IntoIterator<Item = LogEntry>,
+) -> impl Iterator<Item = eraftpb::Entry> {
+    entries.into_iter().zip(first..).map(|(entry, index)| {
+        let mut core = eraftpb::Entry::default();
+        core.set_entry_type(if entry.config { EntryType::EntryConfChangeV2 } else { EntryType::EntryNormal });
+        core.term = entry.term;
+        core.index = index;
+        core.data = entry.data.into();
+        core.context = entry.context.into();
+        core
+    })
+}
+
+/// Our form of what the core must not forget beside its log.
+pub(super) fn from_core_hard_state(state: &eraftpb::HardState) -> HardState {
+    HardState { term: state.term, vote: state.vote, commit: state.commit }
+}
+
+/// The same in the core's form.
+pub(super) fn to_core_hard_state(state: HardState) -> eraftpb::HardState {
+    let mut core = eraftpb::HardState::default();
+    core.term = state.term;
+    core.vote = state.vote;
+    core.commit = state.commit;
     core
 }
 

@@ -1,17 +1,23 @@
 //! The driver: all groups of a node, fed by inputs, drained by turns.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 
+use super::durable::{Stored, StoredReplica, Write};
 use super::group::Group;
 use super::message::{Body, GroupMessage, RaftKind};
 use super::shared::Shared;
-use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, Refusal};
+use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, RecoverError, Refusal};
 use crate::id::{NodeId, PartitionId, ReplicaId};
 use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
+/// While the disk is full, no message heavier than this is taken: none with entries or states, in bytes.
+const FULL_WEIGHT: usize = 64 + 64;
+/// How often a replica that lost something asks whether its group has removed it.
+const INQUIRE_DAMAGED: Duration = Duration::from_secs(5);
 /// A frame is closed when it has so many bytes; one message may take it over that.
 const FRAME_BYTES: usize = 2 * 1024 * 1024;
 
@@ -27,6 +33,9 @@ pub struct Driver {
     /// Of each group, the highest replica that lived here and was destroyed: late messages to it do not bring
     /// it back.
     destroyed: BTreeMap<PartitionId, ReplicaId>,
+    /// Replicas of which something was lost on the disk. They take no part any more: their leaders are told, and
+    /// replace them. What is left of them is kept for [`Driver::recover`].
+    damaged: BTreeMap<PartitionId, StoredReplica>,
     /// Groups that this turn has touched.
     touched: BTreeSet<PartitionId>,
     next_tick: Timestamp,
@@ -42,6 +51,7 @@ impl Driver {
             partitions: 0,
             groups: BTreeMap::new(),
             destroyed: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             touched: BTreeSet::new(),
             next_tick,
             ticks: 0,
@@ -68,6 +78,103 @@ impl Driver {
         self.partitions = partitions;
     }
 
+    /// Takes up what this node was part of before it restarted. Replicas of which something was lost take no
+    /// part; [`Driver::damaged`] names them.
+    pub fn restore(&mut self, partitions: u32, stored: Stored, now: Timestamp) {
+        self.advance_to(now);
+        self.partitions = partitions;
+        self.destroyed = stored.destroyed;
+        for (partition, replica) in stored.replicas {
+            if partition.0 >= partitions {
+                self.shared.dropped += 1;
+                continue;
+            }
+            match Group::restored(partition, replica, &mut self.shared) {
+                Ok(group) => {
+                    self.groups.insert(partition, group);
+                    self.touched.insert(partition);
+                }
+                Err(unusable) => {
+                    self.damaged.insert(partition, unusable.0);
+                }
+            }
+        }
+    }
+
+    /// All batches of [`Output::Persist`] up to this one are on the disk.
+    pub fn persisted(&mut self, batch: u64, now: Timestamp) {
+        self.advance_to(now);
+        for partition in self.shared.awaited(batch) {
+            self.with(partition, |group, shared| group.persisted(batch, shared));
+        }
+    }
+
+    /// Keeps the state of a partition as it is now, so that its log before it need not be kept.
+    pub fn keep_state(&mut self, partition: PartitionId) {
+        if let Some(group) = self.groups.get(&partition) {
+            group.keep_state(false, &mut self.shared);
+        } else if let Some(damaged) = self.damaged.get(&partition)
+            && let Some(state) = damaged.state.clone()
+        {
+            let replica = damaged.replica;
+            self.shared.keep(Write::State { partition, replica, replaces_log: false, state });
+        }
+    }
+
+    /// Whether the disk is full: then nothing is proposed here, and reads go on.
+    pub fn set_full(&mut self, full: bool) {
+        self.shared.full = full;
+    }
+
+    /// The partitions whose replica on this node has lost something.
+    pub fn damaged(&self) -> impl Iterator<Item = PartitionId> + '_ {
+        self.damaged.keys().copied()
+    }
+
+    /// Makes the replica on this node the first and only one of a new generation of its group, with all that its
+    /// log holds: the majority of its group is gone for good. **What was acknowledged and never reached this
+    /// replica is lost**, and should the majority live after all, so is what it goes on to acknowledge.
+    ///
+    /// # Errors
+    /// Nothing was done; the error says why.
+    pub fn recover(&mut self, partition: PartitionId, now: Timestamp) -> Result<(), RecoverError> {
+        self.advance_to(now);
+        let old;
+        if let Some(group) = self.groups.get_mut(&partition) {
+            old = group.id();
+            group.recover(&mut self.shared)?;
+        } else {
+            let damaged = self.damaged.get(&partition).ok_or(RecoverError::NoReplica)?;
+            old = damaged.replica;
+            let group = Group::recovered(partition, damaged, &mut self.shared)?;
+            self.groups.insert(partition, group);
+            self.damaged.remove(&partition);
+        }
+        self.note_destroyed(partition, old);
+        self.touched.insert(partition);
+        Ok(())
+    }
+
+    fn note_destroyed(&mut self, partition: PartitionId, replica: ReplicaId) {
+        let destroyed = self.destroyed.entry(partition).or_insert(replica);
+        *destroyed = (*destroyed).max(replica);
+    }
+
+    /// Begins a new generation of a group with nothing: no replica of it is left anywhere.
+    ///
+    /// # Errors
+    /// If this node holds a replica, which [`Driver::recover`] takes; nothing was done.
+    pub fn recover_empty(&mut self, partition: PartitionId, now: Timestamp) -> Result<(), RecoverError> {
+        self.advance_to(now);
+        if self.groups.contains_key(&partition) || self.damaged.contains_key(&partition) {
+            return Err(RecoverError::NotEmpty);
+        }
+        let group = Group::anew(partition, &mut self.shared)?;
+        self.groups.insert(partition, group);
+        self.touched.insert(partition);
+        Ok(())
+    }
+
     /// Drops every group: this node's swarm is no more. What was asked is answered.
     pub fn dissolve(&mut self) {
         self.partitions = 0;
@@ -75,6 +182,8 @@ impl Driver {
             group.close(&mut self.shared);
         }
         self.destroyed.clear();
+        self.damaged.clear();
+        self.shared.forget_writes();
         self.touched.clear();
         self.shared.outbox.clear();
         self.shared.timers.clear();
@@ -106,8 +215,8 @@ impl Driver {
         };
         group.close(&mut self.shared);
         self.touched.remove(&partition);
-        let destroyed = self.destroyed.entry(partition).or_insert(group.id());
-        *destroyed = (*destroyed).max(group.id());
+        self.note_destroyed(partition, group.id());
+        self.shared.keep(Write::Destroy { partition, replica: group.id() });
         self.shared.outputs.push_back(Output::ReplicaRemoved { partition });
     }
 
@@ -197,6 +306,10 @@ impl Driver {
             return;
         }
         let to = message.to;
+        if self.shared.full && message.weight() > FULL_WEIGHT {
+            // No room for it now; it is sent again.
+            return;
+        }
         if let Some(group) = self.groups.get(&partition) {
             if to == group.id() {
                 self.with(partition, |group, shared| group.receive(from, message, shared));
@@ -212,6 +325,9 @@ impl Driver {
             Body::SnapshotChunk(_) => true,
             _ => false,
         };
+        if self.is_for_damaged(from, &message, from_leader) {
+            return;
+        }
         let late = self.destroyed.get(&partition).is_some_and(|destroyed| to <= *destroyed);
         if !from_leader || late || to.0 == 0 {
             return;
@@ -223,6 +339,27 @@ impl Driver {
         self.groups.insert(partition, group);
         self.shared.outputs.push_back(Output::ReplicaCreated { partition });
         self.with(partition, |group, shared| group.receive(from, message, shared));
+    }
+
+    /// A replica that lost something says so to its leader, until its group has removed it. Whether the message
+    /// was about it.
+    fn is_for_damaged(&mut self, from: NodeId, message: &GroupMessage, from_leader: bool) -> bool {
+        let partition = message.partition;
+        let Some(replica) = self.damaged.get(&partition).map(|damaged| damaged.replica) else {
+            return false;
+        };
+        let removed = message.to == replica && message.body == Body::Retired;
+        // The group has taken this node in again: so it has removed what was here.
+        let successor = message.to > replica && from_leader;
+        if removed || successor {
+            self.damaged.remove(&partition);
+            self.note_destroyed(partition, replica);
+            self.shared.keep(Write::Destroy { partition, replica });
+        } else if message.to == replica {
+            let answer = Group::message(partition, replica, message.from, Body::Lost);
+            self.shared.send(from, answer);
+        }
+        !successor
     }
 
     /// The link to a node stands.
@@ -289,7 +426,7 @@ impl Driver {
     /// When [`Driver::handle_deadline`] is to be called next.
     pub fn next_deadline(&self) -> Timestamp {
         match self.shared.timers.first() {
-            _ if self.groups.is_empty() => Timestamp::NEVER,
+            _ if self.groups.is_empty() && self.damaged.is_empty() => Timestamp::NEVER,
             Some((at, _)) => self.next_tick.min(*at),
             None => self.next_tick,
         }
@@ -319,6 +456,14 @@ impl Driver {
         for partition in self.groups.keys().copied().collect::<Vec<_>>() {
             self.with(partition, |group, shared| group.tick(beat, shared));
         }
+        if self.ticks.is_multiple_of(self.shared.config.ticks(INQUIRE_DAMAGED)) {
+            for (partition, damaged) in &self.damaged {
+                for node in self.shared.linked.clone() {
+                    let inquiry = Group::message(*partition, damaged.replica, ReplicaId(0), Body::Inquiry);
+                    self.shared.send(node, inquiry);
+                }
+            }
+        }
     }
 
     /// The next thing to be done. Handles the groups that were touched since, each once.
@@ -334,6 +479,10 @@ impl Driver {
             if group.is_doomed() {
                 self.destroy(partition);
             }
+        }
+        // First, so that the disk works while others do.
+        if let Some(persist) = self.shared.close_batch() {
+            self.shared.outputs.push_back(persist);
         }
         for (to, messages) in std::mem::take(&mut self.shared.outbox) {
             let mut frame = Vec::new();
@@ -356,7 +505,10 @@ impl Driver {
 
     /// How the replica of a partition on this node is; `None` if there is none.
     pub fn group(&self, partition: PartitionId) -> Option<GroupStatus> {
-        self.groups.get(&partition).map(|group| group.status(&self.shared))
+        match self.groups.get(&partition) {
+            Some(group) => Some(group.status(&self.shared)),
+            None => Some(Group::damaged_status(self.damaged.get(&partition)?, &self.shared)),
+        }
     }
 
     /// Who leads a partition, if this node has a replica of it and knows a leader that it is linked with.

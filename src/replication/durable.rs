@@ -179,6 +179,10 @@ impl Stored {
                 let kept = self.replica(partition, replica);
                 if replaces_log || state.index >= kept.last() {
                     kept.entries.clear();
+                } else if state.index + 1 < kept.first {
+                    // Older than the one that is here: the entries between the two are gone.
+                    kept.damaged = true;
+                    return Err(gap);
                 } else {
                     let covered = (state.index + 1).saturating_sub(kept.first);
                     kept.entries.drain(..usize::try_from(covered).unwrap_or(usize::MAX));

@@ -1,8 +1,8 @@
 //! The log of one replica, in memory: what the Raft core reads back.
 //!
 //! Every write of the core goes through [`Log::append`], [`Log::set_hard_state`] and [`Log::install`], which are
-//! called together, once per turn and group, before anything that depends on them is sent. A durable log has
-//! its place exactly there.
+//! called together, once per turn and group. What they write is in memory at once, where the core reads it; that
+//! it is also on the disk is known later, and what rests on that waits for it (`turn`).
 
 use std::collections::VecDeque;
 
@@ -56,6 +56,25 @@ impl Log {
         log
     }
 
+    /// The log of a replica that was here before a restart: its state at `applied`, and the entries behind it.
+    pub(super) fn restored(
+        hard_state: HardState,
+        applied: (u64, u64),
+        voting: &Voting,
+        entries: impl IntoIterator<Item = Entry>,
+    ) -> Self {
+        let mut log = Self::empty();
+        log.install(applied.0, applied.1, voting);
+        log.append(entries.into_iter().collect());
+        log.hard_state = hard_state;
+        log
+    }
+
+    /// The entries behind what is applied.
+    pub(super) fn unapplied(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.range(self.position(self.applied.0 + 1).min(self.entries.len())..)
+    }
+
     /// Adds entries, replacing those from the first one's index on.
     pub(super) fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first() else {
@@ -70,6 +89,11 @@ impl Log {
             self.bytes += bytes_of(&entry);
             self.entries.push_back(entry);
         }
+    }
+
+    /// Term, vote and commit, as last remembered.
+    pub(super) fn hard_state(&self) -> &HardState {
+        &self.hard_state
     }
 
     /// Remembers term, vote and commit.

@@ -36,7 +36,7 @@ impl GroupMessage {
                             .sum::<usize>()
                 }
                 Body::SnapshotChunk(chunk) => chunk.data.len() + chunk.header.len(),
-                Body::SnapshotAck(_) | Body::Inquiry | Body::Retired => 0,
+                Body::SnapshotAck(_) | Body::Inquiry | Body::Retired | Body::Lost => 0,
             }
     }
 }
@@ -55,6 +55,9 @@ pub enum Body {
     Inquiry,
     /// The group has removed the replica that is addressed, for good: it is to be destroyed.
     Retired,
+    /// The replica that speaks has lost what it had promised to keep, and takes no part any more: to a leader,
+    /// which is to replace it.
+    Lost,
 }
 
 /// A Raft message: those kinds that travel, and of each what it needs.

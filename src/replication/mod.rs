@@ -23,7 +23,9 @@
 //!   refused if another is in force. A replica that the group removed is told so, or asks, and destroys itself.
 //! - **Memory.** The log is cut behind what is applied; a replica too far behind gets a snapshot in pieces.
 //!
-//! State is in memory: a node that restarts is a new node. What a durable log must do is marked in `log`.
+//! - **Durability**, if [`DriverConfig::durable`]: the driver tells what to keep as [`Output::Persist`], one batch
+//!   for all groups of a turn, and says nothing that rests on it before [`Driver::persisted`]. Otherwise a node
+//!   that restarts is a new node.
 
 mod config;
 mod convert;
@@ -133,6 +135,9 @@ pub enum Refusal {
     /// The command is longer than an entry may be.
     #[error("too large")]
     TooLarge,
+    /// The leader's disk is full.
+    #[error("storage full")]
+    StorageFull,
 }
 
 /// A change of who is in a group. Nodes hold at most one replica of a group.
@@ -185,6 +190,26 @@ pub enum ChangeError {
     Size,
 }
 
+/// Why a replica was not made the first of a new generation. Nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// This node holds no replica of the partition.
+    #[error("this node holds no replica of the partition")]
+    NoReplica,
+    /// This node holds a replica: there is something to begin with.
+    #[error("this node holds a replica of the partition")]
+    NotEmpty,
+    /// The replica never got its state, or lost it.
+    #[error("the replica holds no state")]
+    NoState,
+    /// A majority of the voters is linked: it decides by itself.
+    #[error("the partition reaches a majority of its voters, or heard its leader a moment ago")]
+    HasQuorum,
+    /// Versions cannot leap once more: hundreds of thousands of recoveries are behind it.
+    #[error("the partition was recovered too often")]
+    TooOften,
+}
+
 /// Most replicas of one group, voters and learners.
 pub const MAX_REPLICAS: usize = 16;
 
@@ -232,10 +257,14 @@ pub struct GroupStatus {
     pub applied: u64,
     /// Log index known to be committed.
     pub committed: u64,
+    /// Index and term of the last entry held.
+    pub last: (u64, u64),
     /// Entries kept in the log.
     pub log_entries: usize,
     /// The swarm into which this one dissolves, if the partition is sealed.
     pub sealed: Option<SwarmId>,
+    /// Something of the replica was lost on the disk: it takes no part in its group.
+    pub damaged: bool,
 }
 
 /// How another replica is, as its leader knows.
@@ -253,4 +282,6 @@ pub struct ReplicaProgress {
     pub live: bool,
     /// Whether a [`Change`] may promote it, or leadership be transferred to it.
     pub caught_up: bool,
+    /// Whether its node says that it has lost what it had promised to keep: it must be replaced.
+    pub lost: bool,
 }

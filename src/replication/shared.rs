@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::rngs::StdRng;
 
+use super::durable::Write;
 use super::message::GroupMessage;
 use super::{DriverConfig, Outcome, Output, Refusal};
 use crate::id::{NodeId, PartitionId};
@@ -28,6 +29,15 @@ pub(super) struct Shared {
     pub(super) outgoing: usize,
     pub(super) incoming: usize,
     pub(super) dropped: u64,
+    /// Whether the disk is full: nothing new is proposed.
+    pub(super) full: bool,
+    /// What this turn wants kept, and the number of the batch that it will travel in.
+    writes: Vec<Write>,
+    batch: u64,
+    /// All batches up to this one are on the disk.
+    pub(super) persisted: u64,
+    /// Which groups have something to say when a batch is on the disk.
+    awaiting: BTreeSet<(u64, PartitionId)>,
     next_id: u64,
     #[cfg(test)]
     pub(super) applied: Vec<(PartitionId, u64, Vec<u8>)>,
@@ -48,6 +58,11 @@ impl Shared {
             outgoing: 0,
             incoming: 0,
             dropped: 0,
+            full: false,
+            writes: Vec::new(),
+            batch: 1,
+            persisted: 0,
+            awaiting: BTreeSet::new(),
             next_id: 1,
             #[cfg(test)]
             applied: Vec::new(),
@@ -59,6 +74,51 @@ impl Shared {
         if self.linked.contains(&to) {
             self.outbox.entry(to).or_default().push(message);
         }
+    }
+
+    /// Keeps something across restarts, if anything is.
+    pub(super) fn keep(&mut self, write: Write) {
+        if self.config.durable {
+            self.writes.push(write);
+        }
+    }
+
+    /// How many writes there are in the batch that is being gathered.
+    pub(super) fn kept(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// The batch that is being gathered.
+    pub(super) fn batch(&self) -> u64 {
+        self.batch
+    }
+
+    /// Closes the batch that is being gathered.
+    pub(super) fn close_batch(&mut self) -> Option<Output> {
+        if self.writes.is_empty() {
+            return None;
+        }
+        let batch = self.batch;
+        self.batch += 1;
+        Some(Output::Persist { batch, writes: std::mem::take(&mut self.writes) })
+    }
+
+    /// The group has something to say as soon as the batch is on the disk.
+    pub(super) fn await_batch(&mut self, batch: u64, partition: PartitionId) {
+        self.awaiting.insert((batch, partition));
+    }
+
+    /// All batches up to this one are on the disk: the groups that have something to say now.
+    pub(super) fn awaited(&mut self, persisted: u64) -> BTreeSet<PartitionId> {
+        self.persisted = self.persisted.max(persisted);
+        let later = self.awaiting.split_off(&(persisted + 1, PartitionId(0)));
+        std::mem::replace(&mut self.awaiting, later).into_iter().map(|(_, partition)| partition).collect()
+    }
+
+    /// Forgets what was to be kept: the swarm is no more.
+    pub(super) fn forget_writes(&mut self) {
+        self.writes.clear();
+        self.awaiting.clear();
     }
 
     pub(super) fn outcome(&mut self, tag: u64, result: Outcome) {

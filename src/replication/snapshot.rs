@@ -177,4 +177,6 @@ impl Incoming {
 pub(super) struct Arrived {
     pub(super) header: SnapshotHeader,
     pub(super) machine: StateMachine,
+    /// What the machine was restored from.
+    pub(super) data: Vec<u8>,
 }

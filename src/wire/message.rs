@@ -98,6 +98,19 @@ pub enum Request {
     /// Hand everything over and leave the swarm. Answered by [`Response::Leaving`] at once; progress is in
     /// [`NodeStatus`].
     Leave,
+    /// Hand over what the node leads and end, to come back with what is on its disk. Answered by
+    /// [`Response::Leaving`] at once, or refused if it keeps nothing.
+    Stop,
+    /// Make the node's replica of a partition the first and only one of a new generation of its group, because
+    /// the majority is gone for good. Answered by [`Response::Recovered`].
+    Recover {
+        /// The swarm that is meant.
+        swarm: SwarmId,
+        /// The partition.
+        partition: PartitionId,
+        /// Begin with nothing: no replica is left anywhere. Refused if this node holds one.
+        empty: bool,
+    },
 }
 
 impl Request {
@@ -112,7 +125,7 @@ impl Request {
             | Self::Piece { forwarded, .. } => {
                 *forwarded = true;
             }
-            Self::View | Self::Status | Self::Ticket | Self::Leave => {}
+            Self::View | Self::Status | Self::Ticket | Self::Leave | Self::Stop | Self::Recover { .. } => {}
         }
         self
     }
@@ -149,8 +162,10 @@ pub enum Response {
     Status(Box<NodeStatus>),
     /// A ticket.
     Ticket(String),
-    /// The node is leaving.
+    /// The node is leaving, or ending.
     Leaving,
+    /// The partition begins anew with what this node has of it.
+    Recovered,
     /// Nothing was done.
     Refused(Refusal),
     /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
@@ -174,6 +189,9 @@ pub enum Refusal {
     /// The node's queue is full.
     #[error("overloaded")]
     Overloaded,
+    /// The disk of the partition's leader is full.
+    #[error("storage full")]
+    StorageFull,
     /// The node has no swarm yet, or is leaving it.
     #[error("not serving")]
     NotServing,
@@ -317,6 +335,25 @@ pub struct NodeStatus {
     pub leaving: bool,
     /// The replicas that it holds.
     pub replicas: Vec<PartitionStatus>,
+    /// Its data directory; `None`: it keeps nothing across a restart.
+    pub storage: Option<StorageStatus>,
+}
+
+/// How a node's data directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// Where it is.
+    pub path: String,
+    /// Whether the disk is full: writes are refused, reads go on.
+    pub full: bool,
+    /// Syncs since the start.
+    pub fsyncs: u64,
+    /// Bytes written since the start.
+    pub bytes_written: u64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Bytes of the partitions' states.
+    pub state_bytes: u64,
 }
 
 /// One replica as its node sees it.
@@ -340,4 +377,10 @@ pub struct PartitionStatus {
     pub applied: u64,
     /// Entries kept in the log.
     pub log_entries: u64,
+    /// Raft's term.
+    pub term: u64,
+    /// Index and term of the last entry held, applied or not: who holds most is the freshest.
+    pub last: (u64, u64),
+    /// Something of the replica was lost on the disk: it takes no part, and is replaced by its group.
+    pub damaged: bool,
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub use crate::codec::{DecodeError, MAX_MESSAGE_BYTES, decode, encode};
 pub use message::{
     Consistency, Hello, MAX_PIECE_BYTES, MAX_WAIT_MS, MemberView, Message, NodeStatus, PROTOCOL_VERSION,
-    PartitionStatus, Refusal, Request, Response, SwarmState, SwarmView,
+    PartitionStatus, Refusal, Request, Response, StorageStatus, SwarmState, SwarmView,
 };
 
 use crate::id::NodeId;

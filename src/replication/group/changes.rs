@@ -149,6 +149,7 @@ impl Group {
             }
         }
         self.roster.config = index;
+        self.keep_config(index, shared);
         self.retire_removed(shared);
         if let Some(lead) = &mut self.lead {
             // Evidence of another configuration; rounds are cheap.
@@ -176,6 +177,7 @@ impl Group {
             self.roster.replicas.remove(&id);
             if let Some(lead) = &mut self.lead {
                 lead.heard.remove(&id);
+                lead.lost.remove(&id);
             }
             if self.outgoing.remove(&id).is_some() {
                 shared.outgoing -= 1;

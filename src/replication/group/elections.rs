@@ -117,8 +117,8 @@ impl Group {
             return;
         }
         self.campaigns += 1;
-        if self.quorum_linked {
-            self.settle(shared);
+        self.settle(shared);
+        if self.quorum_linked && self.may_campaign() {
             // An error means that there is nothing to campaign for.
             let _ = self.raw.campaign();
         }
@@ -145,6 +145,12 @@ impl Group {
         if !log.unstable_entries().is_empty() || log.unstable_snapshot().is_some() {
             self.drain(shared);
         }
+    }
+
+    /// Whoever elects itself alone leads at once, and must have all of its log on the disk before; others have it
+    /// there before their votes go out.
+    pub(super) fn may_campaign(&self) -> bool {
+        self.unstored.is_empty() || !self.voting.has_quorum(|id| id == self.id.0)
     }
 
     pub(super) fn settle_if_electing(&mut self, shared: &mut Shared) {

@@ -3,7 +3,7 @@
 //! **Rule.** All of it goes with the leadership, so nothing that was known as the leader of one term is believed
 //! in another.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::reads::{Read, Round};
@@ -37,6 +37,8 @@ pub(super) struct Lead {
     pub(super) advancing: bool,
     pub(super) joint_since: Option<Timestamp>,
     pub(super) retired: BTreeMap<ReplicaId, (NodeId, Timestamp)>,
+    /// Replicas whose nodes say that they have lost what they had promised to keep.
+    pub(super) lost: BTreeSet<ReplicaId>,
     /// When each follower answered last.
     pub(super) heard: BTreeMap<ReplicaId, Timestamp>,
 }
@@ -58,6 +60,7 @@ impl Lead {
             advancing: false,
             joint_since: None,
             retired: BTreeMap::new(),
+            lost: BTreeSet::new(),
             heard: BTreeMap::new(),
         }
     }

@@ -69,6 +69,11 @@ impl Group {
             Body::SnapshotAck(ack) => self.take_ack(from, &ack, shared),
             // Only a replica that has a later configuration says so. A leader learns it from its own log.
             Body::Retired => self.doomed = !self.is_leader(),
+            Body::Lost => {
+                if let Some(lead) = &mut self.lead {
+                    lead.lost.insert(from);
+                }
+            }
             Body::Inquiry => {}
         }
     }
@@ -98,7 +103,8 @@ impl Group {
         match message.kind {
             RaftKind::Append => !rival && self.is_sane_append(message),
             RaftKind::Heartbeat => !rival && (old || message.commit <= last),
-            RaftKind::AppendResponse => old || message.reject || message.index <= last,
+            // To one that led, and came back with less of its log than it had sent, it is of no interest.
+            RaftKind::AppendResponse => old || !self.is_leader() || message.reject || message.index <= last,
             RaftKind::Vote | RaftKind::PreVote => self.initialised && message.log_term <= message.term,
             RaftKind::TimeoutNow
             | RaftKind::HeartbeatResponse
@@ -145,6 +151,9 @@ impl Group {
                     return true;
                 }
                 self.settle(shared);
+                if !self.may_campaign() {
+                    return true;
+                }
             }
             RaftKind::VoteResponse | RaftKind::PreVoteResponse => self.settle(shared),
             RaftKind::Append | RaftKind::Heartbeat => {

@@ -9,6 +9,7 @@
 //! - `elections`: whom a replica supports, and when it campaigns itself;
 //! - `transfers`: state for those who are too far behind for the log;
 //! - `messages`: what the core may see of what others say;
+//! - `recovery`: what is kept across a restart, how it is taken up again, and a minority that goes on alone;
 //! - `lead`: what exists only while leading; `status`: what can be seen from outside.
 
 mod changes;
@@ -17,6 +18,7 @@ mod lead;
 mod messages;
 mod proposals;
 mod reads;
+mod recovery;
 mod status;
 mod transfers;
 mod turn;
@@ -26,6 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 use raft::{RawNode, StateRole};
 
 use super::config::{Roster, Voting};
+use super::durable::HardState;
 use super::log::{self, Log};
 use super::shared::Shared;
 use super::snapshot::{Arrived, Incoming, Outgoing};
@@ -35,6 +38,7 @@ use crate::state_machine::StateMachine;
 use crate::time::Timestamp;
 use lead::Lead;
 use proposals::{MAX_UNCOMMITTED_BYTES, Pending};
+use turn::Unstored;
 
 /// Bytes of entries in one message; a single longer entry still travels.
 const MAX_APPEND_BYTES: u64 = 1024 * 1024;
@@ -71,6 +75,14 @@ pub(super) struct Group {
     incoming: Option<Incoming>,
     finished_transfer: Option<u64>,
     arrived: Option<Arrived>,
+    /// What waits for the disk, in the order of batches.
+    unstored: VecDeque<Unstored>,
+    /// Term, vote and commit as last written.
+    kept: HardState,
+    /// The batch in which the term or vote was last written.
+    term_batch: u64,
+    /// The batch in which it was last written that a configuration is committed.
+    config_batch: u64,
     /// The group has removed this replica.
     doomed: bool,
 }
@@ -100,10 +112,16 @@ impl Group {
         let voting = Voting { voters: vec![1], ..Voting::default() };
         let log = Log::founding(&voting);
         let mut group = Self::make(partition, ReplicaId(1), log, roster, voting, shared)?;
-        group.initialised = true;
-        group.relink(shared);
-        group.raw.campaign()?;
+        group.begin_alone(shared)?;
         Ok(group)
+    }
+
+    /// The only voter of its group keeps what it begins with, and leads.
+    fn begin_alone(&mut self, shared: &mut Shared) -> Result<(), raft::Error> {
+        self.initialised = true;
+        self.relink(shared);
+        self.keep_state(false, shared);
+        self.raw.campaign()
     }
 
     /// A replica that a leader has addressed and that knows nothing yet.
@@ -149,6 +167,10 @@ impl Group {
             incoming: None,
             finished_transfer: None,
             arrived: None,
+            unstored: VecDeque::new(),
+            kept: HardState::default(),
+            term_batch: 0,
+            config_batch: 0,
             doomed: false,
         };
         group.draw_election_timeout(shared);

@@ -47,6 +47,9 @@ impl Group {
         if self.raw.raft.lead_transferee.is_some() {
             return shared.refuse(tag, Refusal::NotLeader { leader: None });
         }
+        if shared.full {
+            return shared.refuse(tag, Refusal::StorageFull);
+        }
         if let Err(refusal) = self.enqueue(Some(tag), origin, operation, shared) {
             shared.refuse(tag, refusal);
         }

@@ -40,8 +40,10 @@ impl Group {
             bytes: self.machine.bytes(),
             applied: self.applied(),
             committed: raft.raft_log.committed,
+            last: (self.last_index(), raft.raft_log.last_term()),
             log_entries: self.raw.store().len(),
             sealed: self.machine.sealed(),
+            damaged: false,
         }
     }
 
@@ -58,6 +60,7 @@ impl Group {
                     lag: self.last_index().saturating_sub(matched),
                     live: self.is_live(*id, shared),
                     caught_up: self.is_caught_up(*id, shared),
+                    lost: self.lead.as_ref().is_some_and(|lead| lead.lost.contains(id)),
                 })
             })
             .collect()

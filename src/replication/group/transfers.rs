@@ -27,6 +27,10 @@ enum Begun {
 
 impl Group {
     pub(super) fn send_snapshot(&mut self, to: ReplicaId, shared: &mut Shared) {
+        if !self.is_leader() {
+            // It no longer leads, and must not speak as if it led in the new term.
+            return self.end_outgoing(to, SnapshotStatus::Failure, shared);
+        }
         let replacing = self.outgoing.contains_key(&to);
         let node = self.node_of(to).filter(|node| shared.linked.contains(node));
         let Some(node) = node else {
@@ -225,7 +229,6 @@ impl Group {
         let Ok(machine) = StateMachine::restore(&incoming.data) else {
             return false;
         };
-        drop(incoming.data);
         self.drain(shared);
         let (index, term, leader_term) = (header.index, header.term, header.leader_term);
         let message = convert::snapshot_message(
@@ -234,7 +237,7 @@ impl Group {
             leader_term,
             convert::snapshot(index, term, &header.voting),
         );
-        self.arrived = Some(Arrived { header, machine });
+        self.arrived = Some(Arrived { header, machine, data: incoming.data });
         let _ = self.raw.step(message);
         self.drain(shared);
         self.arrived = None;
@@ -245,13 +248,14 @@ impl Group {
         let Some(arrived) = self.arrived.take() else {
             return;
         };
-        let header = arrived.header;
-        self.machine = arrived.machine;
+        let Arrived { header, machine, data } = arrived;
+        self.machine = machine;
         self.voting = header.voting;
         self.roster = header.roster;
         self.initialised = true;
         self.hints.retain(|id, _| !self.roster.replicas.contains_key(id));
         self.raw.mut_store().install(header.index, header.term, &self.voting);
+        self.keep_as_state(true, data, shared);
         self.relink(shared);
         while self.pending.front().is_some_and(|pending| pending.index <= header.index) {
             if let Some(tag) = self.pending.pop_front().and_then(|pending| pending.tag) {

@@ -3,6 +3,11 @@
 //! **Rule.** The order is the core's contract: write, then send what rests on what was written, then apply, then
 //! tell the core. Nothing may be fed to the core between its `ready` and its `advance` (it panics), so whatever
 //! follows from applying waits for the next round of the loop.
+//!
+//! A leader's appends go out while its own disk writes (Ongaro 10.2.1); everything else that a replica says waits
+//! until all that it wrote before is on the disk, and so does the core's opinion of what this replica has. The one
+//! exception is the answer to a heartbeat: it says who is followed in which term, and nothing of the log, so a
+//! slow disk delays no reads.
 
 use raft::{SnapshotStatus, StateRole, eraftpb};
 
@@ -10,12 +15,22 @@ use super::lead::Lead;
 use super::proposals::PENDING_GRACE;
 use super::{Group, Shared};
 use crate::id::ReplicaId;
+use crate::replication::durable::{HardState, Write};
 use crate::replication::message::Body;
 use crate::replication::{DriverConfig, Refusal, convert};
 
 /// Entries and bytes that a follower keeps, should it lead next.
 const FOLLOWER_LOG_ENTRIES: usize = 4096;
 const FOLLOWER_LOG_BYTES: usize = 16 * 1024 * 1024;
+
+/// What may be said, and what the core is told, once a batch is on the disk.
+#[derive(Debug)]
+pub(super) struct Unstored {
+    batch: u64,
+    /// The core's number of what was written.
+    ready: u64,
+    messages: Vec<eraftpb::Message>,
+}
 
 impl Group {
     /// Handles everything that the core has ready.
@@ -42,41 +57,140 @@ impl Group {
     }
 
     fn handle_ready(&mut self, shared: &mut Shared) {
+        let kept = shared.kept();
         let mut ready = self.raw.ready();
+        let number = ready.number();
         if !ready.snapshot().is_empty() {
             self.take_over_snapshot(shared);
         }
-        // In memory: written as soon as it is told. A durable log writes here, and what follows waits for it.
-        let entries = ready.take_entries();
-        let hard_state = ready.hs().cloned();
-        let log = self.raw.mut_store();
-        log.append(entries);
-        if let Some(state) = hard_state {
-            log.set_hard_state(state);
-        }
+        self.write(ready.take_entries(), ready.hs().cloned(), shared);
         let mut messages = ready.take_messages();
-        messages.extend(ready.take_persisted_messages());
-        self.route(messages, shared);
+        let mut resting = ready.take_persisted_messages();
+        if self.term_batch > shared.persisted {
+            // Who elected itself alone leads before that is on the disk: and would, after a crash, lead again in
+            // the same term, with other entries.
+            resting.extend(std::mem::take(&mut messages));
+        }
         let read_states = ready.take_read_states();
-        self.apply(ready.take_committed_entries(), shared);
+        let committed = ready.take_committed_entries();
+        self.raw.advance_append_async(ready);
+        self.route(messages, shared);
+        self.hold_back(number, shared.kept() > kept, resting, shared);
+        self.apply(committed, shared);
         if self.doomed {
+            return;
+        }
+        self.tell_applied(shared);
+        for state in read_states {
+            self.confirm_round(&state.request_ctx, state.index, shared);
+        }
+    }
+
+    /// Tells the core what is applied: of a snapshot only when that is on the disk, and of a configuration only when
+    /// it is on the disk that it was committed. The core changes no configuration before that.
+    fn tell_applied(&mut self, shared: &Shared) {
+        let applied = self.applied();
+        let log = &self.raw.raft.raft_log;
+        if applied == log.applied || applied > log.persisted || self.config_batch > shared.persisted {
             return;
         }
         let last = self.last_index();
-        let mut light = self.raw.advance(ready);
-        self.route(light.take_messages(), shared);
-        self.apply(light.take_committed_entries(), shared);
-        if self.doomed {
-            return;
-        }
-        self.raw.advance_apply();
+        self.raw.advance_apply_to(applied);
         if self.is_leader() && self.last_index() > last {
             // The core has decided to leave a joint configuration; it would say so only with the next heartbeat.
             self.raw.raft.bcast_append();
         }
-        for state in read_states {
-            self.confirm_round(&state.request_ctx, state.index, shared);
+    }
+
+    /// Entries, and what goes with them. That more is committed is not worth a write of its own.
+    fn write(
+        &mut self,
+        entries: Vec<eraftpb::Entry>,
+        hard_state: Option<eraftpb::HardState>,
+        shared: &mut Shared,
+    ) {
+        if let Some(hard_state) = hard_state {
+            self.raw.mut_store().set_hard_state(hard_state);
         }
+        let state = convert::from_core_hard_state(self.raw.store().hard_state());
+        let voted = (state.term, state.vote) != (self.kept.term, self.kept.vote);
+        if voted && shared.config.durable {
+            self.term_batch = shared.batch();
+        }
+        let Some(first) = entries.first().map(|entry| entry.index) else {
+            if voted {
+                self.keep_hard_state(state, shared);
+            }
+            return;
+        };
+        if shared.config.durable {
+            let (partition, replica) = (self.partition, self.id);
+            let kept = entries.iter().map(convert::from_core_entry).collect();
+            shared.keep(Write::Append { partition, replica, first, entries: kept });
+            self.keep_hard_state(state, shared);
+        }
+        self.raw.mut_store().append(entries);
+    }
+
+    fn keep_hard_state(&mut self, state: HardState, shared: &mut Shared) {
+        if state != self.kept {
+            self.kept = state;
+            shared.keep(Write::HardState { partition: self.partition, replica: self.id, state });
+        }
+    }
+
+    /// A configuration was applied. Before this replica says anything under it, it must be on the disk that it was
+    /// committed: who comes back takes the latest configuration that it knows as committed, and of those that
+    /// two replicas act by, only neighbours share a majority.
+    pub(super) fn keep_config(&mut self, index: u64, shared: &mut Shared) {
+        if !shared.config.durable {
+            return;
+        }
+        let mut state = convert::from_core_hard_state(self.raw.store().hard_state());
+        state.commit = state.commit.max(index);
+        let kept = shared.kept();
+        self.keep_hard_state(state, shared);
+        if shared.kept() > kept {
+            self.config_batch = shared.batch();
+            let ready = self.unstored.back().map_or(0, |last| last.ready);
+            self.unstored.push_back(Unstored { batch: self.config_batch, ready, messages: Vec::new() });
+            shared.await_batch(self.config_batch, self.partition);
+        }
+    }
+
+    /// Lets `messages` wait until all that was written is on the disk.
+    fn hold_back(
+        &mut self,
+        ready: u64,
+        wrote: bool,
+        mut messages: Vec<eraftpb::Message>,
+        shared: &mut Shared,
+    ) {
+        let batch = if wrote { Some(shared.batch()) } else { self.unstored.back().map(|last| last.batch) };
+        let Some(batch) = batch else {
+            self.raw.on_persist_ready(ready);
+            return self.route(messages, shared);
+        };
+        if self.term_batch <= shared.persisted {
+            let is_beat = |message: &eraftpb::Message| {
+                message.get_msg_type() == eraftpb::MessageType::MsgHeartbeatResponse
+            };
+            let beats = messages.extract_if(.., |message| is_beat(message)).collect::<Vec<_>>();
+            self.route(beats, shared);
+        }
+        self.unstored.push_back(Unstored { batch, ready, messages });
+        shared.await_batch(batch, self.partition);
+    }
+
+    /// Batches up to this one are on the disk.
+    pub(in crate::replication) fn persisted(&mut self, batch: u64, shared: &mut Shared) {
+        while self.unstored.front().is_some_and(|first| first.batch <= batch)
+            && let Some(stored) = self.unstored.pop_front()
+        {
+            self.raw.on_persist_ready(stored.ready);
+            self.route(stored.messages, shared);
+        }
+        self.tell_applied(shared);
     }
 
     pub(super) fn route(&mut self, messages: Vec<eraftpb::Message>, shared: &mut Shared) {
@@ -128,7 +242,8 @@ impl Group {
     /// was away for a moment; beyond the cap nobody is waited for.
     fn compact(&mut self, config: &DriverConfig) {
         let log = self.raw.store();
-        let applied = log.applied().0;
+        // The core may still want to look at what it has not been told is applied.
+        let applied = log.applied().0.min(self.raw.raft.raft_log.applied);
         let over = |entries: usize, bytes: usize| log.len() > entries || log.bytes() > bytes;
         let (up_to, entries, bytes) = if !self.is_leader() {
             (applied, FOLLOWER_LOG_ENTRIES, FOLLOWER_LOG_BYTES)
@@ -158,7 +273,9 @@ impl Group {
             // The core drew from its own source after a change of role; ours is the one that counts.
             self.raw.raft.set_randomized_election_timeout(self.election_ticks);
             self.settle_if_electing(shared);
-            self.raw.tick();
+            if leads || self.may_campaign() {
+                self.raw.tick();
+            }
         }
         self.give_up_pending(shared);
         if leads && self.is_leader() {

@@ -1,6 +1,6 @@
 //! A deterministic world for drivers: latency, loss, duplication, reordering, cuts, pauses, crashes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash};
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use rand::{RngExt, SeedableRng};
 
 use super::history::{Before, History, Write};
 use crate::id::{NodeId, PartitionId, Version};
-use crate::replication::{Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Output, Role};
+use crate::replication::{
+    Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Output, Role, Stored, Write as Kept,
+};
 use crate::state_machine::{Answer, Operation, Query, Reply, Watch};
 use crate::time::Timestamp;
 
@@ -24,6 +26,18 @@ pub(super) fn node_id(number: u8) -> NodeId {
 pub(super) enum Event {
     Deliver(NodeId, Vec<GroupMessage>),
     Link(NodeId, bool),
+    /// The disk has written up to this batch, of the node's so-manieth life.
+    Stored(u32, u64),
+}
+
+/// What a node finds when it comes back.
+#[derive(Default)]
+pub(super) struct Disk {
+    pub(super) stored: Stored,
+    /// Handed over and not written yet, with its batch and when that will be.
+    under_way: VecDeque<(u64, Vec<Kept>)>,
+    done_at: Timestamp,
+    lives: u32,
 }
 
 pub(super) struct Node {
@@ -77,6 +91,9 @@ pub(super) struct Sim {
     pub(super) partitions: u32,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) crashed: BTreeSet<NodeId>,
+    /// Of durable nodes.
+    pub(super) disks: BTreeMap<NodeId, Disk>,
+    pub(super) disk_latency_us: (u64, u64),
     queue: BTreeMap<(Timestamp, u64), (NodeId, Event)>,
     sequence: u64,
     pub(super) faults: Faults,
@@ -101,6 +118,21 @@ pub(super) struct Sim {
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
+impl Disk {
+    fn write(&mut self, writes: Vec<Kept>) {
+        for write in writes {
+            self.stored.apply(write).expect("a driver leaves no gaps");
+        }
+    }
+
+    fn written(&mut self, batch: u64) {
+        while self.under_way.front().is_some_and(|(first, _)| *first <= batch) {
+            let (_, writes) = self.under_way.pop_front().unwrap();
+            self.write(writes);
+        }
+    }
+}
+
 impl Sim {
     pub(super) fn new(seed: u64, partitions: u32, config: DriverConfig) -> Self {
         Self {
@@ -111,6 +143,8 @@ impl Sim {
             partitions,
             nodes: BTreeMap::new(),
             crashed: BTreeSet::new(),
+            disks: BTreeMap::new(),
+            disk_latency_us: (100, 2_000),
             queue: BTreeMap::new(),
             sequence: 0,
             faults: Faults::none(),
@@ -141,6 +175,7 @@ impl Sim {
         let id = node_id(number);
         let rng = StdRng::seed_from_u64(self.seed ^ (u64::from(number) << 32));
         let mut driver = Driver::new(id, self.config.clone(), rng, self.now);
+        self.disks.insert(id, Disk::default());
         if self.nodes.is_empty() && self.crashed.is_empty() {
             driver.found(self.partitions, self.now);
         } else {
@@ -150,12 +185,35 @@ impl Sim {
             driver.link_up(*peer, self.now);
             node.driver.link_up(id, self.now);
         }
+        self.enter(id, driver);
+        id
+    }
+
+    /// A durable node that crashed comes back with what was on its disk.
+    pub(super) fn restart(&mut self, id: NodeId) {
+        assert!(self.crashed.remove(&id), "it runs");
+        let disk = self.disks.get_mut(&id).unwrap();
+        disk.lives += 1;
+        let stored = disk.stored.clone();
+        let seed = self.rng.random();
+        let mut driver = Driver::new(id, self.config.clone(), StdRng::seed_from_u64(seed), self.now);
+        driver.restore(self.partitions, stored, self.now);
+        assert_eq!(driver.damaged().count(), 0, "nothing was lost: {:?}", self.disks[&id].stored);
+        for peer in self.ids() {
+            driver.link_up(peer, self.now);
+            // Behind the report of the crash, should the peer be asleep.
+            self.schedule(ms(6), peer, Event::Link(id, true));
+        }
+        self.enter(id, driver);
+        self.count("restarts");
+    }
+
+    fn enter(&mut self, id: NodeId, driver: Driver) {
         let node = Node { driver, paused_until: Timestamp::ZERO };
         self.nodes.insert(id, node);
         for peer in self.ids() {
             self.settle(peer);
         }
-        id
     }
 
     pub(super) fn ids(&self) -> Vec<NodeId> {
@@ -185,12 +243,36 @@ impl Sim {
 
     pub(super) fn crash(&mut self, id: NodeId) {
         self.nodes.remove(&id);
+        self.lose_unwritten(id);
+        // What it had not heard of links yet is nothing to its next life.
+        self.queue.retain(|_, (to, event)| *to != id || !matches!(event, Event::Link(..)));
         self.calls.retain(|tag, _| self.called[tag] != id);
         self.crashed.insert(id);
         for peer in self.ids() {
             let delay = ms(self.rng.random_range(0..=5));
             self.schedule(delay, peer, Event::Link(id, false));
         }
+    }
+
+    /// Of what the disk had not written, some first batches may be there all the same.
+    fn lose_unwritten(&mut self, id: NodeId) {
+        let disk = self.disks.get_mut(&id).unwrap();
+        let spared = self.rng.random_range(0..=disk.under_way.len());
+        for (_, writes) in std::mem::take(&mut disk.under_way).into_iter().take(spared) {
+            disk.write(writes);
+        }
+        disk.done_at = Timestamp::ZERO;
+    }
+
+    fn persist(&mut self, id: NodeId, batch: u64, writes: Vec<Kept>) {
+        let (low, high) = self.disk_latency_us;
+        let latency = Duration::from_micros(self.rng.random_range(low..=high));
+        let now = self.now;
+        let disk = self.disks.get_mut(&id).unwrap();
+        disk.under_way.push_back((batch, writes));
+        disk.done_at = disk.done_at.max(now + latency);
+        let (after, lives) = (disk.done_at.since(now), disk.lives);
+        self.schedule(after, id, Event::Stored(lives, batch));
     }
 
     /// Takes all outputs of a node.
@@ -221,12 +303,12 @@ impl Sim {
                 format!("{:?} {id:?} {output:?}", self.now).hash(&mut self.trace);
             }
             match output {
-                Output::Persist { .. } => unreachable!("nobody told the driver to be durable"),
                 Output::Frame { to, messages } => self.transmit(id, to, &messages),
                 Output::Outcome { tag, result } => self.outcome(tag, result),
                 Output::ReplicaCreated { .. } => self.count("created"),
                 Output::ReplicaRemoved { .. } => self.count("removed"),
                 Output::LeaderChanged { .. } => self.count("leader changes"),
+                Output::Persist { batch, writes } => self.persist(id, batch, writes),
             }
         }
     }
@@ -410,6 +492,13 @@ impl Sim {
                     Event::Link(peer, true) if !self.crashed.contains(&peer) => node.driver.link_up(peer, at),
                     Event::Link(_, true) => {}
                     Event::Link(peer, false) => node.driver.link_down(peer, at),
+                    Event::Stored(lives, batch) => {
+                        let disk = self.disks.get_mut(&to).unwrap();
+                        if disk.lives == lives {
+                            disk.written(batch);
+                            node.driver.persisted(batch, at);
+                        }
+                    }
                 }
                 self.settle(to);
             }

@@ -1,0 +1,348 @@
+//! Reads a log back: what the records of all segments amount to, and what became of those that are damaged.
+//!
+//! **Problem.** A crash leaves a record half written at the end of the log; a bad disk changes bytes anywhere.
+//! The first is as it should be and must lose nothing that was promised. The second must be noticed, and it must
+//! be known of which replicas something was lost: those must not take part in their groups any more, and all
+//! others are to go on.
+//!
+//! **Method.** A record is written only when the one before is on the disk. So a bad record is a torn one only if
+//! no sound record follows; if one does, what is between them is damage, and the numbers of the two tell how
+//! many data records were lost. From then on everything is *in doubt*, until a record tells how many writes its
+//! partition has had: that number agrees if nothing of the partition was lost. A *summary* tells it of all
+//! partitions, and also all that there is to know of a replica but its entries and its state: so a replica that
+//! lost something is known again from there on, and what it lacks are its entries up to there. These are held
+//! open by *placeholders*. If a later state covers them, nothing is missing; otherwise the replica is damaged.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::format::{self, Data, End, Item, Kind, Outline, Record, Summary};
+use super::index::Index;
+use crate::id::PartitionId;
+use crate::replication::{LogEntry, Stored, StoredReplica, StoredState, Write};
+
+/// Something in the log that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Finding {
+    /// The last record was not finished: the process or the machine ended while it was written. It was never
+    /// reported as persisted, and is cut off.
+    Torn {
+        /// The segment.
+        segment: u64,
+        /// Where in it, in bytes.
+        offset: u64,
+    },
+    /// Bytes in the middle of the log are not what was written.
+    Corrupt {
+        /// The segment.
+        segment: u64,
+        /// Where in it the damage begins, in bytes.
+        offset: u64,
+        /// How many records with data were lost. 0: only what is there twice.
+        lost: u64,
+    },
+    /// A whole segment is missing, or nothing of it can be read.
+    Missing {
+        /// The segment that should follow.
+        segment: u64,
+    },
+    /// The disk does not read a part of a file; it is taken for zeros.
+    Unreadable {
+        /// The file.
+        file: String,
+        /// Where in it, in bytes.
+        offset: u64,
+    },
+    /// The state of a replica cannot be read.
+    State {
+        /// The partition.
+        partition: PartitionId,
+        /// The file.
+        file: String,
+    },
+    /// A replica has lost something that it may have promised to keep: it is
+    /// [`damaged`](StoredReplica::damaged).
+    Damaged {
+        /// The partition.
+        partition: PartitionId,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Torn { segment, offset } => {
+                write!(f, "log segment {segment}: the record at {offset} was not finished and is cut off")
+            }
+            Self::Corrupt { segment, offset, lost } => {
+                write!(f, "log segment {segment}: damaged at {offset}; records lost: {lost}")
+            }
+            Self::Missing { segment } => write!(f, "log segment {segment} is missing or unreadable"),
+            Self::Unreadable { file, offset } => write!(f, "{file}: the disk cannot read it at {offset}"),
+            Self::State { partition, file } => {
+                write!(f, "the state of partition {partition} in {file} is missing or damaged")
+            }
+            Self::Damaged { partition } => {
+                write!(f, "the replica of partition {partition} has lost something and must be made anew")
+            }
+        }
+    }
+}
+
+/// Whether it is known which replicas there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Known,
+    /// Records were lost; it is not known yet whether a replica came or went in them.
+    InDoubt,
+    /// One did.
+    Lost,
+}
+
+/// What the segments read so far amount to.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) stored: Stored,
+    pub(super) index: Index,
+    pub(super) findings: Vec<Finding>,
+    /// Number of the next data record; `None`: nothing was read yet.
+    expected: Option<u64>,
+    table: Table,
+    /// Replicas of which it is not known whether something was lost.
+    doubt: BTreeSet<PartitionId>,
+    /// The segment that must follow.
+    promised: Option<u64>,
+}
+
+/// Where the sound part of a segment ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Read {
+    /// Behind its last sound record; `None`: there is none.
+    pub(super) end: Option<u64>,
+    /// Whether it says that another one follows.
+    pub(super) continued: bool,
+    /// Whether it begins with a sound summary, so that nothing before it is needed to understand it.
+    pub(super) based: bool,
+}
+
+impl Replay {
+    pub(super) fn new() -> Self {
+        Self {
+            stored: Stored::default(),
+            index: Index::default(),
+            findings: Vec::new(),
+            expected: None,
+            table: Table::InDoubt,
+            doubt: BTreeSet::new(),
+            promised: None,
+        }
+    }
+
+    /// Number of the next data record.
+    pub(super) fn next_sequence(&self) -> Option<u64> {
+        self.expected
+    }
+
+    /// Takes in a segment; they must come in their order.
+    pub(super) fn segment(&mut self, number: u64, mark: u64, bytes: &[u8]) -> Read {
+        let mut read = Read { end: None, continued: false, based: false };
+        let mut at = 0;
+        while !read.continued {
+            let Some((found, record)) = format::next_record(bytes, at, mark) else {
+                break;
+            };
+            if read.end.is_none() {
+                self.arrive_at(number);
+                read.based = found == 0 && record.kind == Kind::Summary;
+            }
+            let before = self.expected;
+            self.record(&record, number);
+            let padding = bytes[at..found].iter().all(|byte| *byte == 0);
+            if found > at && !padding {
+                let lost = before.map_or(0, |before| record.sequence.saturating_sub(before));
+                self.findings.push(Finding::Corrupt { segment: number, offset: at as u64, lost });
+            }
+            read.continued = record.kind == Kind::End;
+            at = record.end;
+            read.end = Some(at as u64);
+        }
+        if !read.continued
+            && read.end.is_some()
+            && bytes.get(at..).is_some_and(|rest| rest.starts_with(&mark.to_le_bytes()))
+        {
+            self.findings.push(Finding::Torn { segment: number, offset: at as u64 });
+        }
+        read
+    }
+
+    /// The first sound record of another segment was found.
+    fn arrive_at(&mut self, segment: u64) {
+        if let Some(promised) = self.promised.take().filter(|promised| *promised != segment) {
+            self.findings.push(Finding::Missing { segment: promised });
+        }
+        // What looked torn at the end of the segment before was not: one has followed.
+        if let Some(Finding::Torn { segment, offset }) = self.findings.last().cloned() {
+            self.findings.pop();
+            self.findings.push(Finding::Corrupt { segment, offset, lost: 0 });
+        }
+    }
+
+    fn record(&mut self, record: &Record<'_>, segment: u64) {
+        if self.expected.is_some_and(|expected| record.sequence < expected) {
+            // Nothing that this code writes.
+            return;
+        }
+        if self.expected != Some(record.sequence) {
+            self.doubt = self.stored.replicas.keys().copied().collect();
+            if self.table == Table::Known {
+                self.table = Table::InDoubt;
+            }
+        }
+        self.expected = Some(record.sequence);
+        match record.kind {
+            Kind::Data => {
+                if let Some(data) = format::decode::<Data<'_>>(record.body) {
+                    self.expected = Some(record.sequence + 1);
+                    self.data(&data, segment);
+                }
+            }
+            Kind::Summary => {
+                if let Some(summary) = format::decode::<Summary>(record.body) {
+                    self.summary(&summary);
+                }
+            }
+            Kind::End => self.promised = format::decode::<End>(record.body).map(|end| end.next),
+        }
+    }
+
+    fn data(&mut self, data: &Data<'_>, segment: u64) {
+        if let Some(summary) = &data.summary {
+            self.summary(summary);
+        }
+        self.table = match self.table {
+            Table::Known | Table::InDoubt if data.table == self.index.summary.table => Table::Known,
+            _ => Table::Lost,
+        };
+        let mut lost = Vec::new();
+        for (&partition, &count) in &data.counts {
+            self.doubt.remove(&partition);
+            if count != self.index.count(partition) {
+                self.index.summary.counts.insert(partition, count);
+                lost.push(partition);
+            }
+        }
+        for item in &data.writes {
+            // A write that does not fit has marked its replica as damaged.
+            let _gap = self.stored.apply(to_write(item));
+            self.index.apply(item, segment);
+        }
+        for partition in lost {
+            self.mark_damaged(partition);
+        }
+    }
+
+    pub(super) fn mark_damaged(&mut self, partition: PartitionId) {
+        if let Some(replica) = self.stored.replicas.get_mut(&partition) {
+            replica.damaged = true;
+        }
+        self.index.mark_damaged(partition);
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        self.stored.replicas.retain(|partition, _| summary.replicas.contains_key(partition));
+        self.stored.destroyed.clone_from(&summary.destroyed);
+        let before = std::mem::take(&mut self.index.summary);
+        for (&partition, outline) in &summary.replicas {
+            let same = before.replicas.get(&partition) == Some(outline)
+                && before.counts.get(&partition) == summary.counts.get(&partition);
+            if !same {
+                self.stored.replicas.insert(partition, from_outline(outline));
+                self.index.adopt(partition, *outline);
+            }
+        }
+        self.index.retain(&summary.replicas);
+        self.index.summary = summary.clone();
+        self.doubt.clear();
+        self.table = Table::Known;
+    }
+
+    /// All segments were read: marks what cannot be proven to be whole.
+    ///
+    /// # Errors
+    /// If it is not known which replicas there were.
+    pub(super) fn finish(&mut self) -> Result<(), Forgotten> {
+        if let Some(segment) = self.promised {
+            self.findings.push(Finding::Missing { segment });
+            return Err(Forgotten);
+        }
+        if self.table != Table::Known {
+            return Err(Forgotten);
+        }
+        for partition in std::mem::take(&mut self.doubt) {
+            self.mark_damaged(partition);
+        }
+        let lacking = |replica: &StoredReplica| {
+            !replica.is_whole() || replica.entries.front().is_some_and(is_placeholder)
+        };
+        let damaged: Vec<_> =
+            self.stored.replicas.iter().filter(|(_, replica)| lacking(replica)).map(|(p, _)| *p).collect();
+        for partition in damaged {
+            self.mark_damaged(partition);
+        }
+        Ok(())
+    }
+}
+
+/// It is not known any more which replicas there were.
+#[derive(Debug)]
+pub(super) struct Forgotten;
+
+/// Holds the place of an entry that was not read. No real entry has term 0.
+fn placeholder() -> LogEntry {
+    LogEntry { term: 0, config: false, data: Vec::new(), context: Vec::new() }
+}
+
+fn is_placeholder(entry: &LogEntry) -> bool {
+    entry.term == 0
+}
+
+fn from_outline(outline: &Outline) -> StoredReplica {
+    let entries = (outline.last + 1).saturating_sub(outline.first);
+    StoredReplica {
+        replica: outline.replica,
+        hard_state: outline.hard_state(),
+        state: outline.state.map(|file| unread(file.index, file.term)),
+        first: outline.first,
+        entries: (0..entries).map(|_| placeholder()).collect(),
+        damaged: outline.damaged,
+    }
+}
+
+/// A state whose file is read when all of the log was.
+fn unread(index: u64, term: u64) -> StoredState {
+    StoredState { index, term, header: Vec::new(), data: Vec::new() }
+}
+
+fn to_write(item: &Item<'_>) -> Write {
+    match item {
+        Item::Append { partition, replica, first, entries } => Write::Append {
+            partition: *partition,
+            replica: *replica,
+            first: *first,
+            entries: entries.iter().map(LogEntry::from).collect(),
+        },
+        Item::HardState { partition, replica, term, vote, commit } => Write::HardState {
+            partition: *partition,
+            replica: *replica,
+            state: crate::replication::HardState { term: *term, vote: *vote, commit: *commit },
+        },
+        Item::State { partition, replica, replaces_log, file } => Write::State {
+            partition: *partition,
+            replica: *replica,
+            replaces_log: *replaces_log,
+            state: unread(file.index, file.term),
+        },
+        Item::Destroy { partition, replica } => Write::Destroy { partition: *partition, replica: *replica },
+    }
+}
