@@ -185,8 +185,10 @@ async fn verify<F: AsyncRead + Unpin + Send>(
         highest = highest.max(state.highest());
         for item in state.imports() {
             if let Imported::Fence { key, token } = item {
-                // Tokens of another store, if somebody wrote with them, also count.
-                highest = highest.max(Version(token.0.min(MAX_RAISED)));
+                // Tokens that did not come from here count as well, if they leave room above.
+                if token.0 <= MAX_RAISED - RESTORE_LEAP {
+                    highest = highest.max(Version(token.0));
+                }
                 *fences.entry(partition_of(&key, view)).or_default() += 1;
             }
         }

@@ -230,3 +230,16 @@ fn both_can_be_run_on_any_task() {
     };
     let _ = check;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_higher_than_any_lock_gives_does_not_prevent_a_restore() {
+    let old = Net::of(OLD, 8).client();
+    let foreign = FencingToken(u64::MAX - 1);
+    old.put_fenced("k", "v", foreign).await.unwrap();
+    let (file, _) = backup_of(&old).await.unwrap();
+    let new = Net::of(NEW, 3).client_drawing(2);
+    put_back(&new, &file).await.unwrap();
+    let late = new.put_fenced("k", "late", FencingToken(foreign.0 - 1)).await;
+    assert_eq!(late, Err(Error::Fenced { current: foreign }));
+    assert!(new.put_fenced("k", "w", foreign).await.is_ok());
+}
