@@ -1,0 +1,126 @@
+//! etcd, three members: keys by its KV service, locks by the recipe of its `concurrency` package as its lock
+//! service offers it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use etcd_client::{Channel, KvClient, LockClient, LockOptions};
+use tonic::transport::Endpoint;
+
+use crate::load::{Client, Op, Sample, Step, Task, measure};
+use crate::servers::{Servers, free_ports};
+use crate::setup::Setup;
+
+const MEMBERS: usize = 3;
+/// Most clients that share one HTTP/2 connection.
+const CLIENTS_PER_CONNECTION: usize = 16;
+/// A lock's lease outlives the measurement by this much, so that the measured work has no renewals in it.
+const LEASE_SPARE: Duration = Duration::from_secs(120);
+
+/// A cluster that serves.
+#[derive(Debug)]
+pub(crate) struct Etcd {
+    servers: Servers,
+    /// Where the leader listens: a request to another member would only take one hop more.
+    leader: String,
+}
+
+impl Etcd {
+    pub(crate) async fn start(setup: &Setup, trace: bool) -> Result<Self> {
+        let mut servers = Servers::new(setup.scratch.join("etcd"), trace)?;
+        let ports = free_ports(2 * MEMBERS)?;
+        let (client_ports, peer_ports) = ports.split_at(MEMBERS);
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let name = |number: usize| format!("etcd-{number}");
+        let cluster = (0..MEMBERS)
+            .map(|number| format!("{}={}", name(number), url(peer_ports[number])))
+            .collect::<Vec<_>>()
+            .join(",");
+        for number in 0..MEMBERS {
+            let (clients, peers) = (url(client_ports[number]), url(peer_ports[number]));
+            let mut command = Command::new(&setup.etcd);
+            command.args(["--name", &name(number), "--data-dir"]).arg(servers.make_dir(&name(number))?);
+            command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
+            command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+            command.args(["--initial-cluster", &cluster, "--initial-cluster-state", "new"]);
+            command.args(["--logger", "zap", "--log-level", "error"]);
+            servers.start(&name(number), &command)?;
+        }
+        let mut leader = None;
+        servers
+            .wait_until("etcd elects a leader that all know", async || {
+                let mut leaders = Vec::new();
+                for port in client_ports {
+                    let mut client = connect(&url(*port)).await?;
+                    let status = client.status().await?;
+                    if status.header().map(etcd_client::ResponseHeader::member_id) == Some(status.leader()) {
+                        leader = Some(url(*port));
+                    }
+                    leaders.push(status.leader());
+                }
+                Ok(leaders[0] != 0 && leaders.iter().all(|leader| *leader == leaders[0]))
+            })
+            .await?;
+        Ok(Self { servers, leader: leader.context("no member of etcd leads")? })
+    }
+
+    pub(crate) fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
+        let mut connections = Vec::new();
+        for _ in 0..task
+            .clients
+            .div_ceil(std::env::var("CPC").map_or(CLIENTS_PER_CONNECTION, |v| v.parse().unwrap()))
+        {
+            connections.push(connect(&self.leader).await?);
+        }
+        let mut clients = Vec::with_capacity(task.clients);
+        for (_, connection) in (0..task.clients).zip(connections.iter().cycle()) {
+            let mut connection = connection.clone();
+            let lease = match task.op {
+                Op::Put | Op::Get => 0,
+                Op::LockDistinct | Op::LockContended => {
+                    let seconds = i64::try_from((task.duration + LEASE_SPARE).as_secs())?;
+                    connection.lease_grant(seconds, None).await?.id()
+                }
+            };
+            clients.push(EtcdClient { kv: connection.kv_client(), lock: connection.lock_client(), lease });
+        }
+        measure(&mut self.servers, clients, task).await
+    }
+}
+
+async fn connect(url: &str) -> Result<etcd_client::Client> {
+    let channel = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await?;
+    Ok(etcd_client::Client::from_channel(Channel::Tonic(channel), None).await?)
+}
+
+/// One client, on a connection that some share.
+struct EtcdClient {
+    kv: KvClient,
+    lock: LockClient,
+    /// Of its locks, as a session of the `concurrency` package has one.
+    lease: i64,
+}
+
+impl Client for EtcdClient {
+    async fn step(&mut self, step: Step<'_>) -> Result<()> {
+        match step {
+            Step::Put { key, value } => {
+                self.kv.put(key, value, None).await?;
+            }
+            Step::Get { key } => {
+                ensure!(!self.kv.get(key, None).await?.kvs().is_empty(), "{key} is not there");
+            }
+            Step::Cycle { lock } => {
+                let options = LockOptions::new().with_lease(self.lease);
+                let held = self.lock.lock(lock, Some(options)).await?;
+                self.lock.unlock(held.key()).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! Measures Roundtable beside what its users would otherwise pick; `benches/peers/run` says how.
+
+mod etcd;
+mod load;
+mod peer;
+mod redis_cluster;
+mod redlock;
+mod resp;
+mod roundtable;
+mod servers;
+mod setup;
+mod table;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+
+use load::{Op, Task};
+use peer::Peer;
+use setup::{Mode, Setup};
+use table::Results;
+
+// The servers' lives hang on the thread that starts them, which must be the one that lives longest: the main thread.
+#[tokio::main]
+async fn main() -> Result<()> {
+    let setup = Setup::parse();
+    let mut results = Results::default();
+    let mut report = setup.describe()?;
+    report.push_str(" CPU in seconds per 100,000 operations.\n");
+    for mode in setup.modes() {
+        let peers = setup.peers(mode)?;
+        for round in 1..=setup.rounds() {
+            for peer in &peers {
+                eprintln!("round {round} of {}: {}", setup.rounds(), peer.label());
+                // One that fails leaves dashes, and the others are still worth having.
+                if let Err(error) = measure(&setup, mode, *peer, &mut results).await {
+                    eprintln!("  failed: {error:#}");
+                }
+            }
+        }
+        if mode == Mode::Kv && !setup.no_fsyncs {
+            for peer in peers.iter().filter(|peer| peer.durable()) {
+                eprintln!("counting fsyncs: {}", peer.label());
+                if let Err(error) = count_fsyncs(&setup, *peer, &mut results).await {
+                    eprintln!("  failed: {error:#}");
+                }
+            }
+        }
+        report.push('\n');
+        report.push_str(&match mode {
+            Mode::Kv => results.kv(&peers, &setup.clients),
+            Mode::Locks => results.locks(&peers, setup.lock_clients),
+        });
+        report.push('\n');
+        report.push_str(&table::promises(&peers, mode));
+    }
+    if let Some(file) = &setup.raw {
+        let json = serde_json::to_vec_pretty(&results.raw())?;
+        std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    print!("{report}");
+    Ok(())
+}
+
+/// One round of one peer, from its start to its end.
+async fn measure(setup: &Setup, mode: Mode, peer: Peer, results: &mut Results) -> Result<()> {
+    let mut running = peer.start(setup, false).await?;
+    let plan: Vec<(Op, usize)> = match mode {
+        Mode::Kv => {
+            setup.clients.iter().flat_map(|clients| [(Op::Put, *clients), (Op::Get, *clients)]).collect()
+        }
+        Mode::Locks => vec![(Op::LockDistinct, setup.lock_clients), (Op::LockContended, setup.lock_clients)],
+    };
+    for (op, clients) in plan {
+        let sample = running.measure(Task { op, clients, duration: setup.duration() }).await?;
+        eprintln!("  {op:?}, {clients} clients: {} in {:.1} s", sample.operations, sample.seconds);
+        results.add(peer, op, clients, sample);
+    }
+    Ok(())
+}
+
+/// The separate pass in which fsyncs are counted; its rates are not shown, since counting slows it down.
+async fn count_fsyncs(setup: &Setup, peer: Peer, results: &mut Results) -> Result<()> {
+    let mut running = peer.start(setup, true).await?;
+    for clients in &setup.clients {
+        let task = Task { op: Op::Put, clients: *clients, duration: setup.duration() };
+        let sample = running.measure_fsyncs(task).await?;
+        eprintln!("  {clients} clients: {:?} fsyncs, {} puts", sample.fsyncs, sample.operations);
+        results.add_traced(peer, *clients, sample);
+    }
+    Ok(())
+}

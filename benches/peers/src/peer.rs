@@ -1,0 +1,151 @@
+//! Who is measured. To add one: a variant here, and a file with its servers and its client.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::etcd::Etcd;
+use crate::load::{Op, Sample, Task};
+use crate::redis_cluster::{Connections, Durability, RedisCluster};
+use crate::redlock::Redlock;
+use crate::roundtable::Roundtable;
+use crate::servers::Servers;
+use crate::setup::{Mode, Setup};
+
+/// Who can be measured, in the order of the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Peer {
+    /// etcd, three members
+    Etcd,
+    /// Redis Cluster in memory, 3 masters and 3 replicas, WAIT 1
+    Redis,
+    /// The same through connections that all clients share
+    RedisShared,
+    /// The same with its append-only file flushed at every write
+    RedisDisk,
+    /// Redlock over five Redis masters in memory
+    Redlock,
+    /// Roundtable, three nodes in memory
+    Roundtable,
+    /// Roundtable, three nodes with --data-dir
+    RoundtableDisk,
+}
+
+impl Peer {
+    /// What the tables call it.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::Redis => "Redis Cluster, memory",
+            Self::RedisShared => "Redis Cluster, memory, shared connections",
+            Self::RedisDisk => "Redis Cluster, disk",
+            Self::Redlock => "Redlock",
+            Self::Roundtable => "Roundtable, memory",
+            Self::RoundtableDisk => "Roundtable, disk",
+        }
+    }
+
+    /// What an answer from it means.
+    pub(crate) fn promise(self, mode: Mode) -> &'static str {
+        match (self, mode) {
+            (Self::Etcd, Mode::Kv) => {
+                "put: on the disk of two of three; get: linearizable; failover loses nothing"
+            }
+            (Self::Redis | Self::RedisShared, _) => {
+                "put: in the memory of two of two; get: from the master, may be stale after a cut; failover may lose \
+                 acknowledged writes; unencrypted"
+            }
+            (Self::RedisDisk, _) => {
+                "put: in the flushed append-only files of two of two; get: from the master, may be stale after a cut; \
+                 failover may lose acknowledged writes; unencrypted"
+            }
+            (Self::Roundtable, Mode::Kv) => {
+                "put: in the memory of two of three; get: linearizable; failover loses nothing, a crash of all loses \
+                 everything; encrypted"
+            }
+            (Self::RoundtableDisk, Mode::Kv) => {
+                "put: on the disk of two of three; get: linearizable; failover loses nothing; encrypted"
+            }
+            (Self::Etcd, Mode::Locks) => {
+                "on the disk of two of three; waiters in order; a growing revision that the holder may use to fence"
+            }
+            (Self::Redlock, _) => {
+                "in the memory of three of five; by clocks alone, no fencing token, no order among waiters"
+            }
+            (Self::Roundtable, Mode::Locks) => {
+                "in the memory of two of three; waiters in order; a fencing token with every grant"
+            }
+            (Self::RoundtableDisk, Mode::Locks) => {
+                "on the disk of two of three; waiters in order; a fencing token with every grant"
+            }
+        }
+    }
+
+    /// Whether it has what `mode` measures.
+    pub(crate) fn does(self, mode: Mode) -> bool {
+        match self {
+            Self::Etcd | Self::Roundtable | Self::RoundtableDisk => true,
+            Self::Redis | Self::RedisShared | Self::RedisDisk => mode == Mode::Kv,
+            Self::Redlock => mode == Mode::Locks,
+        }
+    }
+
+    /// Whether it has anything to flush.
+    pub(crate) fn durable(self) -> bool {
+        matches!(self, Self::Etcd | Self::RedisDisk | Self::RoundtableDisk)
+    }
+
+    /// Starts it afresh. With `trace`, its fsyncs are counted, which slows them down.
+    pub(crate) async fn start(self, setup: &Setup, trace: bool) -> Result<Running> {
+        let redis = |durability, connections| RedisCluster::start(setup, durability, connections, trace);
+        Ok(match self {
+            Self::Etcd => Running::Etcd(Etcd::start(setup, trace).await?),
+            Self::Redis => Running::Redis(redis(Durability::Memory, Connections::Own).await?),
+            Self::RedisShared => Running::Redis(redis(Durability::Memory, Connections::Shared).await?),
+            Self::RedisDisk => Running::Redis(redis(Durability::Flushed, Connections::Own).await?),
+            Self::Redlock => Running::Redlock(Redlock::start(setup, trace).await?),
+            Self::Roundtable => Running::Roundtable(Roundtable::start(setup, false, trace).await?),
+            Self::RoundtableDisk => Running::Roundtable(Roundtable::start(setup, true, trace).await?),
+        })
+    }
+}
+
+/// A peer that serves. When it is dropped, its servers and their data are gone.
+#[derive(Debug)]
+pub(crate) enum Running {
+    Etcd(Etcd),
+    Redis(RedisCluster),
+    Redlock(Redlock),
+    Roundtable(Roundtable),
+}
+
+impl Running {
+    /// Takes one measurement.
+    pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
+        match self {
+            Self::Etcd(etcd) => etcd.measure(task).await,
+            Self::Redis(redis) => redis.measure(task).await,
+            Self::Redlock(redlock) => redlock.measure(task).await,
+            Self::Roundtable(roundtable) => roundtable.measure(task).await,
+        }
+    }
+
+    /// Takes one measurement, and counts the fsyncs in it. Only for what was started to be traced.
+    pub(crate) async fn measure_fsyncs(&mut self, task: Task) -> Result<Sample> {
+        debug_assert_eq!(task.op, Op::Put);
+        let before = self.servers().fsyncs()?;
+        let mut sample = self.measure(task).await?;
+        sample.fsyncs = Some(self.servers().fsyncs()? - before);
+        Ok(sample)
+    }
+
+    fn servers(&self) -> &Servers {
+        match self {
+            Self::Etcd(etcd) => etcd.servers(),
+            Self::Redis(redis) => redis.servers(),
+            Self::Redlock(redlock) => redlock.servers(),
+            Self::Roundtable(roundtable) => roundtable.servers(),
+        }
+    }
+}
