@@ -63,7 +63,7 @@ async fn main() -> Result<()> {
 
 /// One round of one peer, from its start to its end.
 async fn measure(setup: &Setup, mode: Mode, peer: Peer, results: &mut Results) -> Result<()> {
-    let mut running = peer.start(setup, false).await?;
+    let mut running = peer.start(setup, None).await?;
     let plan: Vec<(Op, usize)> = match mode {
         Mode::Kv => {
             setup.clients.iter().flat_map(|clients| [(Op::Put, *clients), (Op::Get, *clients)]).collect()
@@ -80,7 +80,7 @@ async fn measure(setup: &Setup, mode: Mode, peer: Peer, results: &mut Results) -
 
 /// The separate pass in which fsyncs are counted; its rates are not shown, since counting slows it down.
 async fn count_fsyncs(setup: &Setup, peer: Peer, results: &mut Results) -> Result<()> {
-    let mut running = peer.start(setup, true).await?;
+    let mut running = peer.start(setup, Some(&setup.strace)).await?;
     for clients in &setup.clients {
         let task = Task { op: Op::Put, clients: *clients, duration: setup.duration() };
         let sample = running.measure_fsyncs(task).await?;

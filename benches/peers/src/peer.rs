@@ -1,5 +1,7 @@
 //! Who is measured. To add one: a variant here, and a file with its servers and its client.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
@@ -96,17 +98,17 @@ impl Peer {
         matches!(self, Self::Etcd | Self::RedisDisk | Self::RoundtableDisk)
     }
 
-    /// Starts it afresh. With `trace`, its fsyncs are counted, which slows them down.
-    pub(crate) async fn start(self, setup: &Setup, trace: bool) -> Result<Running> {
-        let redis = |durability, connections| RedisCluster::start(setup, durability, connections, trace);
+    /// Starts it afresh. With `strace`, its fsyncs are counted, which slows them down.
+    pub(crate) async fn start(self, setup: &Setup, strace: Option<&PathBuf>) -> Result<Running> {
+        let redis = |durability, connections| RedisCluster::start(setup, durability, connections, strace);
         Ok(match self {
-            Self::Etcd => Running::Etcd(Etcd::start(setup, trace).await?),
+            Self::Etcd => Running::Etcd(Etcd::start(setup, strace).await?),
             Self::Redis => Running::Redis(redis(Durability::Memory, Connections::Own).await?),
             Self::RedisShared => Running::Redis(redis(Durability::Memory, Connections::Shared).await?),
             Self::RedisDisk => Running::Redis(redis(Durability::Flushed, Connections::Own).await?),
-            Self::Redlock => Running::Redlock(Redlock::start(setup, trace).await?),
-            Self::Roundtable => Running::Roundtable(Roundtable::start(setup, false, trace).await?),
-            Self::RoundtableDisk => Running::Roundtable(Roundtable::start(setup, true, trace).await?),
+            Self::Redlock => Running::Redlock(Redlock::start(setup, strace).await?),
+            Self::Roundtable => Running::Roundtable(Roundtable::start(setup, false, strace).await?),
+            Self::RoundtableDisk => Running::Roundtable(Roundtable::start(setup, true, strace).await?),
         })
     }
 }

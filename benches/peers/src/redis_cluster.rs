@@ -1,5 +1,6 @@
 //! Redis Cluster: three masters, a replica of each, and `WAIT 1` after every write.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -54,9 +55,9 @@ impl RedisCluster {
         setup: &Setup,
         durability: Durability,
         connections: Connections,
-        trace: bool,
+        strace: Option<&PathBuf>,
     ) -> Result<Self> {
-        let mut servers = Servers::new(setup.scratch.join("redis-cluster"), trace)?;
+        let mut servers = Servers::new(setup.scratch.join("redis-cluster"), strace)?;
         let ports = free_ports(4 * MASTERS)?;
         let (ports, bus_ports) = ports.split_at(2 * MASTERS);
         for (number, (port, bus_port)) in ports.iter().zip(bus_ports).enumerate() {

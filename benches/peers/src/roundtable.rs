@@ -61,8 +61,8 @@ struct Latency {
 }
 
 impl Roundtable {
-    pub(crate) async fn start(setup: &Setup, durable: bool, trace: bool) -> Result<Self> {
-        let mut servers = Servers::new(setup.scratch.join("roundtable"), trace)?;
+    pub(crate) async fn start(setup: &Setup, durable: bool, strace: Option<&PathBuf>) -> Result<Self> {
+        let mut servers = Servers::new(setup.scratch.join("roundtable"), strace)?;
         let runtime_dir = servers.make_dir("run")?;
         make_private(&runtime_dir)?;
         let binary = setup.roundtable.clone();

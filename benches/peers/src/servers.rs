@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,8 @@ const LOG_TAIL_BYTES: usize = 800;
 pub(crate) struct Servers {
     /// Holds their data and logs; removed with them.
     dir: PathBuf,
-    /// Count every fsync of what is started from now on.
-    trace: bool,
+    /// Who counts the fsyncs of what is started, if they are counted.
+    strace: Option<PathBuf>,
     running: Vec<Server>,
 }
 
@@ -34,16 +34,11 @@ struct Server {
 }
 
 impl Servers {
-    /// None yet. With `trace`, each is started under `strace`, which stops it at fsyncs and nowhere else.
-    pub(crate) fn new(dir: PathBuf, trace: bool) -> Result<Self> {
+    /// None yet. With `strace`, each is started under it; it stops them at fsyncs and nowhere else.
+    pub(crate) fn new(dir: PathBuf, strace: Option<&PathBuf>) -> Result<Self> {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Self { dir, trace, running: Vec::new() })
-    }
-
-    /// Where they write.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+        Ok(Self { dir, strace: strace.cloned(), running: Vec::new() })
     }
 
     /// A fresh directory for one of them.
@@ -57,9 +52,17 @@ impl Servers {
     pub(crate) fn start(&mut self, name: &str, command: &Command) -> Result<()> {
         let mut wrapped = Command::new("setpriv");
         wrapped.args(["--pdeathsig", "KILL"]);
-        if self.trace {
+        if let Some(strace) = &self.strace {
             // `-D`: the server stays our child, so that killing it kills it and not its tracer.
-            wrapped.args(["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=fsync,fdatasync", "-o"]);
+            wrapped.arg(strace).args([
+                "-D",
+                "-f",
+                "--seccomp-bpf",
+                "-qq",
+                "-e",
+                "trace=fsync,fdatasync",
+                "-o",
+            ]);
             wrapped.arg(self.dir.join(format!("{name}.strace")));
         }
         wrapped.arg(command.get_program()).args(command.get_args());

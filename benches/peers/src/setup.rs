@@ -51,6 +51,8 @@ pub(crate) struct Setup {
     pub(crate) redis_cli: PathBuf,
     #[arg(long, env = "PEERS_ETCD", hide = true)]
     pub(crate) etcd: PathBuf,
+    #[arg(long, env = "PEERS_STRACE", hide = true)]
+    pub(crate) strace: PathBuf,
 }
 
 /// What can be measured.
