@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use etcd_client::{Channel, KvClient, LockClient, LockOptions};
 use tonic::transport::Endpoint;
 
-use crate::load::{Client, Op, Sample, Step, Task, measure};
+use crate::failover::{self, Connect, Outage};
+use crate::load::{Client, Missing, Op, Sample, Step, Task, measure};
 use crate::servers::{Servers, free_ports};
 use crate::setup::Setup;
 
@@ -20,12 +21,18 @@ const CLIENTS_PER_CONNECTION: usize = 64;
 /// A lock's lease outlives the measurement by this much, so that the measured work has no renewals in it.
 const LEASE_SPARE: Duration = Duration::from_secs(120);
 
+fn name(number: usize) -> String {
+    format!("etcd-{number}")
+}
+
 /// A cluster that serves.
 #[derive(Debug)]
 pub(crate) struct Etcd {
     servers: Servers,
-    /// Where the leader listens: a request to another member would only take one hop more.
-    leader: String,
+    /// Where they listen.
+    urls: Vec<String>,
+    /// Which of them leads: a request to another would only take one hop more.
+    leader: usize,
 }
 
 impl Etcd {
@@ -34,7 +41,6 @@ impl Etcd {
         let ports = free_ports(2 * MEMBERS)?;
         let (client_ports, peer_ports) = ports.split_at(MEMBERS);
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let name = |number: usize| format!("etcd-{number}");
         let cluster = (0..MEMBERS)
             .map(|number| format!("{}={}", name(number), url(peer_ports[number])))
             .collect::<Vec<_>>()
@@ -53,28 +59,35 @@ impl Etcd {
         servers
             .wait_until("etcd elects a leader that all know", async || {
                 let mut leaders = Vec::new();
-                for port in client_ports {
+                for (number, port) in client_ports.iter().enumerate() {
                     let mut client = connect(&url(*port)).await?;
                     let status = client.status().await?;
                     if status.header().map(etcd_client::ResponseHeader::member_id) == Some(status.leader()) {
-                        leader = Some(url(*port));
+                        leader = Some(number);
                     }
                     leaders.push(status.leader());
                 }
                 Ok(leaders[0] != 0 && leaders.iter().all(|leader| *leader == leaders[0]))
             })
             .await?;
-        Ok(Self { servers, leader: leader.context("no member of etcd leads")? })
+        let urls = client_ports.iter().map(|port| url(*port)).collect();
+        Ok(Self { servers, urls, leader: leader.context("no member of etcd leads")? })
     }
 
     pub(crate) fn servers(&self) -> &Servers {
         &self.servers
     }
 
+    /// Kills the leader.
+    pub(crate) async fn fail(&mut self) -> Result<Outage> {
+        let servers = &mut self.servers;
+        failover::measure(AnyMember { urls: self.urls.clone() }, || servers.kill(&name(self.leader))).await
+    }
+
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
         let mut connections = Vec::new();
         for _ in 0..task.clients.div_ceil(CLIENTS_PER_CONNECTION) {
-            connections.push(connect(&self.leader).await?);
+            connections.push(connect(&self.urls[self.leader]).await?);
         }
         let mut clients = Vec::with_capacity(task.clients);
         for (_, connection) in (0..task.clients).zip(connections.iter().cycle()) {
@@ -89,6 +102,29 @@ impl Etcd {
             clients.push(EtcdClient { kv: connection.kv_client(), lock: connection.lock_client(), lease });
         }
         measure(&mut self.servers, clients, task).await
+    }
+}
+
+/// A client of whichever member answers first, in turn.
+#[derive(Debug, Clone)]
+struct AnyMember {
+    urls: Vec<String>,
+}
+
+impl Connect for AnyMember {
+    type Client = EtcdClient;
+
+    async fn connect(&self) -> Result<EtcdClient> {
+        for url in &self.urls {
+            if let Ok(connection) = connect(url).await {
+                return Ok(EtcdClient {
+                    kv: connection.kv_client(),
+                    lock: connection.lock_client(),
+                    lease: 0,
+                });
+            }
+        }
+        bail!("no member of etcd answers")
     }
 }
 
@@ -112,7 +148,7 @@ impl Client for EtcdClient {
                 self.kv.put(key, value, None).await?;
             }
             Step::Get { key } => {
-                ensure!(!self.kv.get(key, None).await?.kvs().is_empty(), "{key} is not there");
+                ensure!(!self.kv.get(key, None).await?.kvs().is_empty(), Missing);
             }
             Step::Cycle { lock } => {
                 let options = LockOptions::new().with_lease(self.lease);

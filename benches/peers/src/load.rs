@@ -86,11 +86,23 @@ pub(crate) struct Sample {
 pub(crate) enum Step<'a> {
     /// Write, and wait until it is acknowledged as the peer's row promises.
     Put { key: &'a str, value: &'a [u8] },
-    /// Read; not to find the key is an error.
+    /// Read; not to find the key is the error [`Missing`].
     Get { key: &'a str },
     /// Take and release.
     Cycle { lock: &'a str },
 }
+
+/// What a peer that answered says of a key that should be there.
+#[derive(Debug)]
+pub(crate) struct Missing;
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a key that was written is not there")
+    }
+}
+
+impl std::error::Error for Missing {}
 
 /// One closed loop's way to a peer; connected before the clock starts.
 pub(crate) trait Client: Send + 'static {

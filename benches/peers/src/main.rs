@@ -1,6 +1,7 @@
 //! Measures Roundtable beside what its users would otherwise pick; `benches/peers/run` says how.
 
 mod etcd;
+mod failover;
 mod load;
 mod peer;
 mod redis_cluster;
@@ -28,9 +29,9 @@ async fn main() -> Result<()> {
     report.push_str(" CPU in seconds per 100,000 operations.\n");
     for mode in setup.modes() {
         let peers = setup.peers(mode)?;
-        for round in 1..=setup.rounds() {
+        for round in 1..=setup.rounds(mode) {
             for peer in &peers {
-                eprintln!("round {round} of {}: {}", setup.rounds(), peer.label());
+                eprintln!("{mode:?}, round {round} of {}: {}", setup.rounds(mode), peer.label());
                 // One that fails leaves dashes, and the others are still worth having.
                 if let Err(error) = measure(&setup, mode, *peer, &mut results).await {
                     eprintln!("  failed: {error:#}");
@@ -49,6 +50,7 @@ async fn main() -> Result<()> {
         report.push_str(&match mode {
             Mode::Kv => results.kv(&peers, &setup.clients),
             Mode::Locks => results.locks(&peers, setup.lock_clients),
+            Mode::Failover => results.failover(&peers),
         });
         report.push('\n');
         report.push_str(&table::promises(&peers, mode));
@@ -69,6 +71,12 @@ async fn measure(setup: &Setup, mode: Mode, peer: Peer, results: &mut Results) -
             setup.clients.iter().flat_map(|clients| [(Op::Put, *clients), (Op::Get, *clients)]).collect()
         }
         Mode::Locks => vec![(Op::LockDistinct, setup.lock_clients), (Op::LockContended, setup.lock_clients)],
+        Mode::Failover => {
+            let outage = running.fail().await?;
+            eprintln!("  {outage:?}");
+            results.add_outage(peer, outage);
+            return Ok(());
+        }
     };
     for (op, clients) in plan {
         let sample = running.measure(Task { op, clients, duration: setup.duration() }).await?;

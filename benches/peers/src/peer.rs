@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::etcd::Etcd;
+use crate::failover::Outage;
 use crate::load::{Op, Sample, Task};
 use crate::redis_cluster::{Connections, Durability, RedisCluster};
 use crate::redlock::Redlock;
@@ -51,7 +52,7 @@ impl Peer {
     /// What an answer from it means.
     pub(crate) fn promise(self, mode: Mode) -> &'static str {
         match (self, mode) {
-            (Self::Etcd, Mode::Kv) => {
+            (Self::Etcd, Mode::Kv | Mode::Failover) => {
                 "put: on the disk of two of three; get: linearizable; failover loses nothing"
             }
             (Self::Redis | Self::RedisShared, _) => {
@@ -62,11 +63,11 @@ impl Peer {
                 "put: in the flushed append-only files of two of two; get: from the master, may be stale after a cut; \
                  failover may lose acknowledged writes; unencrypted"
             }
-            (Self::Roundtable, Mode::Kv) => {
+            (Self::Roundtable, Mode::Kv | Mode::Failover) => {
                 "put: in the memory of two of three; get: linearizable; failover loses nothing, a crash of all loses \
                  everything; encrypted"
             }
-            (Self::RoundtableDisk, Mode::Kv) => {
+            (Self::RoundtableDisk, Mode::Kv | Mode::Failover) => {
                 "put: on the disk of two of three; get: linearizable; failover loses nothing; encrypted"
             }
             (Self::Etcd, Mode::Locks) => {
@@ -88,7 +89,9 @@ impl Peer {
     pub(crate) fn does(self, mode: Mode) -> bool {
         match self {
             Self::Etcd | Self::Roundtable | Self::RoundtableDisk => true,
-            Self::Redis | Self::RedisShared | Self::RedisDisk => mode == Mode::Kv,
+            Self::Redis | Self::RedisDisk => mode != Mode::Locks,
+            // Its servers are those of the other rows.
+            Self::RedisShared => mode == Mode::Kv,
             Self::Redlock => mode == Mode::Locks,
         }
     }
@@ -130,6 +133,16 @@ impl Running {
             Self::Redis(redis) => redis.measure(task).await,
             Self::Redlock(redlock) => redlock.measure(task).await,
             Self::Roundtable(roundtable) => roundtable.measure(task).await,
+        }
+    }
+
+    /// Kills a leader, and says what that did. Afterwards only the rest of it serves.
+    pub(crate) async fn fail(&mut self) -> Result<Outage> {
+        match self {
+            Self::Etcd(etcd) => etcd.fail().await,
+            Self::Redis(redis) => redis.fail().await,
+            Self::Redlock(_) => bail!("Redlock has no leader"),
+            Self::Roundtable(roundtable) => roundtable.fail().await,
         }
     }
 

@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::load::{Client, Sample, Step, Task, measure};
+use crate::failover::{self, Connect, Outage};
+use crate::load::{Client, Missing, Sample, Step, Task, measure};
 use crate::resp::{Connection, Reply, command};
 use crate::servers::{Servers, free_ports};
 use crate::setup::Setup;
@@ -18,6 +19,8 @@ const MASTERS: usize = 3;
 const SLOTS: u16 = 16_384;
 /// How long `WAIT` waits for the replica before it gives up and the write counts as failed.
 const WAIT_MILLIS: &str = "5000";
+/// After how long a silent master is replaced, as in Redis' own tutorial; a server's default is three times as long.
+const NODE_TIMEOUT_MILLIS: &str = "5000";
 /// Commands that may wait for a shared connection.
 const SHARED_QUEUE: usize = 1024;
 /// Most commands that a shared connection sends at a time.
@@ -47,6 +50,8 @@ pub(crate) enum Connections {
 pub(crate) struct RedisCluster {
     servers: Servers,
     connections: Connections,
+    /// Where all of them listen.
+    ports: Vec<u16>,
     slots: Arc<Slots>,
 }
 
@@ -61,9 +66,10 @@ impl RedisCluster {
         let ports = free_ports(4 * MASTERS)?;
         let (ports, bus_ports) = ports.split_at(2 * MASTERS);
         for (number, (port, bus_port)) in ports.iter().zip(bus_ports).enumerate() {
-            let name = format!("redis-{number}");
+            let name = name(number);
             let mut command = server(setup, &servers, &name, *port)?;
             command.args(["--cluster-enabled", "yes", "--cluster-port", &bus_port.to_string()]);
+            command.args(["--cluster-node-timeout", NODE_TIMEOUT_MILLIS]);
             if durability == Durability::Flushed {
                 command.args(["--appendonly", "yes", "--appendfsync", "always"]);
             }
@@ -85,12 +91,21 @@ impl RedisCluster {
         servers
             .wait_until("the redis cluster serves with its replicas", async || serves(ports).await)
             .await?;
-        let slots = Slots::parse(Connection::open(ports[0]).await?.call(&["CLUSTER", "SLOTS"]).await?)?;
-        Ok(Self { servers, connections, slots: Arc::new(slots) })
+        let slots = Slots::ask(ports[0]).await?;
+        Ok(Self { servers, connections, ports: ports.to_vec(), slots: Arc::new(slots) })
     }
 
     pub(crate) fn servers(&self) -> &Servers {
         &self.servers
+    }
+
+    /// Kills a master.
+    pub(crate) async fn fail(&mut self) -> Result<Outage> {
+        let victim =
+            self.slots.masters.first().and_then(|port| self.ports.iter().position(|other| other == port));
+        let victim = name(victim.context("no master")?);
+        let servers = &mut self.servers;
+        failover::measure(AnyServer { ports: self.ports.clone() }, || servers.kill(&victim)).await
     }
 
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
@@ -98,11 +113,7 @@ impl RedisCluster {
             Connections::Own => {
                 let mut clients = Vec::with_capacity(task.clients);
                 for _ in 0..task.clients {
-                    let mut connections = Vec::with_capacity(MASTERS);
-                    for port in &self.slots.masters {
-                        connections.push(Connection::open(*port).await?);
-                    }
-                    clients.push(OwnClient { slots: Arc::clone(&self.slots), connections, out: Vec::new() });
+                    clients.push(OwnClient::open(Arc::clone(&self.slots)).await?);
                 }
                 measure(&mut self.servers, clients, task).await
             }
@@ -117,6 +128,10 @@ impl RedisCluster {
             }
         }
     }
+}
+
+fn name(number: usize) -> String {
+    format!("redis-{number}")
 }
 
 /// The command of a server that keeps nothing on disk unless told otherwise.
@@ -160,6 +175,11 @@ struct Slots {
 }
 
 impl Slots {
+    /// As the server at `port` sees it.
+    async fn ask(port: u16) -> Result<Self> {
+        Self::parse(Connection::open(port).await?.call(&["CLUSTER", "SLOTS"]).await?)
+    }
+
     /// Reads a reply to `CLUSTER SLOTS`: of each range the first slot, the last slot, the master, its replicas.
     fn parse(reply: Reply) -> Result<Self> {
         let mut masters = Vec::new();
@@ -203,6 +223,37 @@ struct OwnClient {
     out: Vec<u8>,
 }
 
+impl OwnClient {
+    async fn open(slots: Arc<Slots>) -> Result<Self> {
+        let mut connections = Vec::with_capacity(MASTERS);
+        for port in &slots.masters {
+            connections.push(Connection::open(*port).await?);
+        }
+        Ok(Self { slots, connections, out: Vec::new() })
+    }
+}
+
+/// A client of the masters that any server which answers knows of.
+#[derive(Debug, Clone)]
+struct AnyServer {
+    ports: Vec<u16>,
+}
+
+impl Connect for AnyServer {
+    type Client = OwnClient;
+
+    async fn connect(&self) -> Result<OwnClient> {
+        for port in &self.ports {
+            if let Ok(slots) = Slots::ask(*port).await
+                && let Ok(client) = OwnClient::open(Arc::new(slots)).await
+            {
+                return Ok(client);
+            }
+        }
+        bail!("no redis knows masters that answer")
+    }
+}
+
 impl Client for OwnClient {
     async fn step(&mut self, step: Step<'_>) -> Result<()> {
         self.out.clear();
@@ -219,7 +270,7 @@ impl Client for OwnClient {
                 command(&mut self.out, &[b"GET", key.as_bytes()]);
                 let connection = &mut self.connections[self.slots.master_of(key)];
                 connection.send(&self.out).await?;
-                found(connection.reply().await?, key)
+                found(connection.reply().await?)
             }
             Step::Cycle { .. } => bail!("Redis Cluster has no locks; see Redlock"),
         }
@@ -232,8 +283,8 @@ fn acknowledged(reply: Reply) -> Result<()> {
     Ok(())
 }
 
-fn found(reply: Reply, key: &str) -> Result<()> {
-    ensure!(!matches!(reply.ok()?, Reply::Bulk(None)), "{key} is not there");
+fn found(reply: Reply) -> Result<()> {
+    ensure!(!matches!(reply.ok()?, Reply::Bulk(None)), Missing);
     Ok(())
 }
 
@@ -334,7 +385,7 @@ impl Client for SharedClient {
                 self.call(key, &[b"SET", key.as_bytes(), value], true).await?.ok()?;
                 Ok(())
             }
-            Step::Get { key } => found(self.call(key, &[b"GET", key.as_bytes()], false).await?, key),
+            Step::Get { key } => found(self.call(key, &[b"GET", key.as_bytes()], false).await?),
             Step::Cycle { .. } => bail!("Redis Cluster has no locks; see Redlock"),
         }
     }

@@ -1,5 +1,6 @@
 //! Roundtable, three nodes, driven by its own `bench`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::load::{KEYS, Op, Sample, Task, VALUE_BYTES};
+use crate::failover::{self, Connect, Outage};
+use crate::load::{Client, KEYS, Missing, Op, Sample, Step, Task, VALUE_BYTES};
 use crate::servers::{Servers, stat};
 use crate::setup::Setup;
 
@@ -19,6 +21,9 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 /// A `bench` that takes this much longer than it should has failed.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// Exit code of a `get` that found nothing.
+const NOT_FOUND: i32 = 3;
+
 /// A swarm that serves.
 #[derive(Debug)]
 pub(crate) struct Roundtable {
@@ -27,17 +32,30 @@ pub(crate) struct Roundtable {
     runtime_dir: PathBuf,
 }
 
-/// What `roundtable ring` says.
+/// What `roundtable status` says of a node.
 #[derive(Debug, Deserialize)]
-struct Ring {
-    partitions: u32,
-    members: Vec<Share>,
+struct Status {
+    replicas: Vec<Replica>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Share {
-    holds: u32,
-    leads: u32,
+struct Replica {
+    leader: Option<String>,
+    has_quorum: bool,
+    voters: Vec<String>,
+    learners: Vec<String>,
+}
+
+impl Status {
+    /// Whether every partition is on all nodes, and every node leads some. What is only planned does not count.
+    fn settled(&self) -> bool {
+        let leaders: BTreeSet<&String> =
+            self.replicas.iter().filter_map(|replica| replica.leader.as_ref()).collect();
+        let whole = |replica: &Replica| {
+            replica.has_quorum && replica.voters.len() == NODES && replica.learners.is_empty()
+        };
+        leaders.len() == NODES && self.replicas.iter().all(whole)
+    }
 }
 
 /// What `roundtable bench` says.
@@ -67,7 +85,7 @@ impl Roundtable {
         make_private(&runtime_dir)?;
         let binary = setup.roundtable.clone();
         for number in 0..NODES {
-            let name = format!("node-{number}");
+            let name = name(number);
             let mut command = command(&binary, &runtime_dir);
             command.arg("up");
             if durable {
@@ -79,16 +97,13 @@ impl Roundtable {
         }
         servers
             .wait_until("every node holds every partition, and leads some", async || {
-                let answer = command(&binary, &runtime_dir).arg("ring").output()?;
+                let answer = command(&binary, &runtime_dir).arg("status").output()?;
                 ensure!(
                     answer.status.success(),
-                    "roundtable ring: {}",
+                    "roundtable status: {}",
                     String::from_utf8_lossy(&answer.stdout)
                 );
-                let ring: Ring = serde_json::from_slice(&answer.stdout).context("roundtable ring")?;
-                let whole = |share: &Share| share.holds == ring.partitions && share.leads > 0;
-                let led: u32 = ring.members.iter().map(|share| share.leads).sum();
-                Ok(ring.members.len() == NODES && ring.members.iter().all(whole) && led == ring.partitions)
+                Ok(serde_json::from_slice::<Status>(&answer.stdout).context("roundtable status")?.settled())
             })
             .await?;
         Ok(Self { servers, binary, runtime_dir })
@@ -96,6 +111,13 @@ impl Roundtable {
 
     pub(crate) fn servers(&self) -> &Servers {
         &self.servers
+    }
+
+    /// Kills a node; each leads about a third of the partitions.
+    pub(crate) async fn fail(&mut self) -> Result<Outage> {
+        let cli = Cli { binary: self.binary.clone(), runtime_dir: self.runtime_dir.clone() };
+        let servers = &mut self.servers;
+        failover::measure(cli, || servers.kill(&name(0))).await
     }
 
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
@@ -167,6 +189,42 @@ impl Roundtable {
     }
 }
 
+/// A client that starts the command line for each operation: it finds a node, connects, and does it once.
+#[derive(Debug, Clone)]
+struct Cli {
+    binary: PathBuf,
+    runtime_dir: PathBuf,
+}
+
+impl Connect for Cli {
+    type Client = Self;
+
+    async fn connect(&self) -> Result<Self> {
+        Ok(self.clone())
+    }
+}
+
+impl Client for Cli {
+    async fn step(&mut self, step: Step<'_>) -> Result<()> {
+        let mut command = command(&self.binary, &self.runtime_dir);
+        match step {
+            Step::Put { key, value } => {
+                command.args(["put", key]).arg(String::from_utf8_lossy(value).as_ref())
+            }
+            Step::Get { key } => command.args(["get", key]),
+            Step::Cycle { .. } => bail!("only keys"),
+        };
+        let answer = tokio::process::Command::from(command).kill_on_drop(true).output().await?;
+        ensure!(answer.status.code() != Some(NOT_FOUND), Missing);
+        ensure!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stdout));
+        Ok(())
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("node-{number}")
+}
+
 /// Whether this build of Roundtable keeps data on disk.
 pub(crate) fn keeps_data(setup: &Setup) -> Result<bool> {
     let help =
@@ -201,7 +259,7 @@ fn cpu_of_last(looks: &[Look], span: Duration) -> Result<(Duration, Duration)> {
     let last = looks.last().context("nothing was seen of the bench")?;
     // A bench that measured from its first moment has no look before that.
     let first = looks.iter().rev().find(|look| last.at - look.at >= span).or(looks.first()).unwrap_or(last);
-    Ok((last.servers - first.servers, last.client - first.client))
+    Ok((last.servers.saturating_sub(first.servers), last.client.saturating_sub(first.client)))
 }
 
 #[cfg(test)]

@@ -112,6 +112,15 @@ impl Servers {
         }
     }
 
+    /// Ends one at once, as a crash does.
+    pub(crate) fn kill(&mut self, name: &str) -> Result<()> {
+        let index = self.running.iter().position(|server| server.name == name);
+        let mut server = self.running.swap_remove(index.with_context(|| format!("no server {name}"))?);
+        server.child.kill()?;
+        server.child.wait()?;
+        Ok(())
+    }
+
     /// CPU time that all of them have used so far.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         self.running.iter().map(|server| Ok(stat(server.child.id())?.cpu)).sum()

@@ -31,6 +31,9 @@ pub(crate) struct Setup {
     /// How often each is measured; the tables show medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// How often a leader is killed, in failover mode; each time everything is started afresh
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    kills: u32,
     /// One round of one second each: to see that it works, not to compare
     #[arg(long)]
     quick: bool,
@@ -62,6 +65,8 @@ pub(crate) enum Mode {
     Kv,
     /// Acquiring and releasing locks.
     Locks,
+    /// `kill -9` of a leader or master
+    Failover,
 }
 
 impl Setup {
@@ -91,8 +96,12 @@ impl Setup {
     }
 
     /// How often each is measured.
-    pub(crate) fn rounds(&self) -> u32 {
-        if self.quick { 1 } else { self.rounds }
+    pub(crate) fn rounds(&self, mode: Mode) -> u32 {
+        match mode {
+            _ if self.quick => 1,
+            Mode::Kv | Mode::Locks => self.rounds,
+            Mode::Failover => self.kills,
+        }
     }
 
     /// What ran where, for the reader of the tables.
@@ -115,7 +124,7 @@ impl Setup {
              Medians of {} rounds of {} s; each round starts every peer afresh, one after the other.",
             kernel.trim(),
             versions.join(", "),
-            self.rounds(),
+            self.rounds(Mode::Kv),
             self.duration().as_secs(),
         ))
     }

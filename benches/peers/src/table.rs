@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::failover::Outage;
 use crate::load::{Op, Sample};
 use crate::peer::Peer;
 use crate::setup::Mode;
@@ -16,6 +17,7 @@ pub(crate) struct Results {
     samples: BTreeMap<(Peer, Op, usize), Vec<Sample>>,
     /// Of the separate pass that counts fsyncs.
     traced: BTreeMap<(Peer, usize), Sample>,
+    outages: BTreeMap<Peer, Vec<Outage>>,
 }
 
 impl Results {
@@ -27,6 +29,10 @@ impl Results {
         self.traced.insert((peer, clients), sample);
     }
 
+    pub(crate) fn add_outage(&mut self, peer: Peer, outage: Outage) {
+        self.outages.entry(peer).or_default().push(outage);
+    }
+
     /// Every single sample.
     pub(crate) fn raw(&self) -> serde_json::Value {
         let samples = self.samples.iter().map(|((peer, op, clients), samples)| {
@@ -35,7 +41,9 @@ impl Results {
         let traced = self.traced.iter().map(|((peer, clients), sample)| {
             serde_json::json!({"peer": peer, "op": Op::Put, "clients": clients, "traced": sample})
         });
-        samples.chain(traced).collect()
+        let outages =
+            self.outages.iter().map(|(peer, outages)| serde_json::json!({"peer": peer, "outages": outages}));
+        samples.chain(traced).chain(outages).collect()
     }
 
     /// The table of kv mode.
@@ -83,6 +91,33 @@ impl Results {
                 let cells = self.cells(*peer, op, clients);
                 let _ = writeln!(table, "| {what} | {} | {cells} | {fairness} |", peer.label());
             }
+        }
+        table
+    }
+
+    /// The table of failover mode.
+    pub(crate) fn failover(&self, peers: &[Peer]) -> String {
+        let mut table =
+            "| | kills | median s without a write | longest s | acknowledged writes | of these lost | not readable |\n\
+                         |---|---|---|---|---|---|---|\n"
+                .to_owned();
+        for peer in peers {
+            let outages = self.outages.get(peer).map_or(&[][..], Vec::as_slice);
+            let mut seconds: Vec<f64> = outages.iter().map(|outage| outage.seconds).collect();
+            seconds.sort_by(f64::total_cmp);
+            let cell =
+                |seconds: Option<&f64>| seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.2}"));
+            let _ = writeln!(
+                table,
+                "| {} | {} | {} | {} | {} | {} | {} |",
+                peer.label(),
+                outages.len(),
+                cell(seconds.get(seconds.len() / 2)),
+                cell(seconds.last()),
+                outages.iter().map(|outage| outage.acknowledged).sum::<u64>(),
+                outages.iter().map(|outage| outage.lost).sum::<u64>(),
+                outages.iter().map(|outage| outage.unread).sum::<u64>(),
+            );
         }
         table
     }
