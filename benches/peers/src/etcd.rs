@@ -10,7 +10,7 @@ use etcd_client::{Channel, KvClient, LockClient, LockOptions};
 use tonic::transport::Endpoint;
 
 use crate::failover::{self, Connect, Outage};
-use crate::load::{Client, Missing, Op, Sample, Step, Task, measure};
+use crate::load::{Client, FILLERS, Missing, Op, Sample, Step, Task, measure, write_keys};
 use crate::servers::{Servers, free_ports};
 use crate::setup::Setup;
 
@@ -84,24 +84,35 @@ impl Etcd {
         failover::measure(AnyMember { urls: self.urls.clone() }, || servers.kill(&name(self.leader))).await
     }
 
+    pub(crate) async fn fill(&mut self, keys: usize) -> Result<()> {
+        let clients = self.clients(FILLERS, None).await?;
+        write_keys(clients, keys).await.map(drop)
+    }
+
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
+        let lease = match task.op {
+            Op::Put | Op::Get => None,
+            Op::LockDistinct | Op::LockContended => Some(task.duration + LEASE_SPARE),
+        };
+        let clients = self.clients(task.clients, lease).await?;
+        measure(&mut self.servers, clients, task).await
+    }
+
+    async fn clients(&self, count: usize, lease: Option<Duration>) -> Result<Vec<EtcdClient>> {
         let mut connections = Vec::new();
-        for _ in 0..task.clients.div_ceil(CLIENTS_PER_CONNECTION) {
+        for _ in 0..count.div_ceil(CLIENTS_PER_CONNECTION) {
             connections.push(connect(&self.urls[self.leader]).await?);
         }
-        let mut clients = Vec::with_capacity(task.clients);
-        for (_, connection) in (0..task.clients).zip(connections.iter().cycle()) {
+        let mut clients = Vec::with_capacity(count);
+        for (_, connection) in (0..count).zip(connections.iter().cycle()) {
             let mut connection = connection.clone();
-            let lease = match task.op {
-                Op::Put | Op::Get => 0,
-                Op::LockDistinct | Op::LockContended => {
-                    let seconds = i64::try_from((task.duration + LEASE_SPARE).as_secs())?;
-                    connection.lease_grant(seconds, None).await?.id()
-                }
+            let lease = match lease {
+                None => 0,
+                Some(lease) => connection.lease_grant(i64::try_from(lease.as_secs())?, None).await?.id(),
             };
             clients.push(EtcdClient { kv: connection.kv_client(), lock: connection.lock_client(), lease });
         }
-        measure(&mut self.servers, clients, task).await
+        Ok(clients)
     }
 }
 

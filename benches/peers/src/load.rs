@@ -18,6 +18,8 @@ use crate::servers::Servers;
 
 /// Different keys, chosen at random.
 pub(crate) const KEYS: usize = 10_000;
+/// Clients at work at the same time where many keys are written and nothing is measured.
+pub(crate) const FILLERS: usize = 256;
 /// Size of a value.
 pub(crate) const VALUE_BYTES: usize = 100;
 /// The measured range: below counts as this much.
@@ -117,7 +119,7 @@ pub(crate) async fn measure<C: Client>(
     task: Task,
 ) -> Result<Sample> {
     if task.op == Op::Get {
-        clients = write_all_keys(clients).await?;
+        clients = write_keys(clients, KEYS).await?;
     }
     let server_before = servers.cpu()?;
     let client_before = own_cpu();
@@ -161,15 +163,15 @@ pub(crate) async fn measure<C: Client>(
     })
 }
 
-/// Writes every key once, so that a get finds one.
-async fn write_all_keys<C: Client>(clients: Vec<C>) -> Result<Vec<C>> {
+/// Writes `keys` keys once each.
+pub(crate) async fn write_keys<C: Client>(clients: Vec<C>, keys: usize) -> Result<Vec<C>> {
     let every = clients.len();
     let mut loops = JoinSet::new();
     for (number, mut client) in clients.into_iter().enumerate() {
         loops.spawn(async move {
             let mut rng = StdRng::seed_from_u64(number as u64);
             let mut value = [0; VALUE_BYTES];
-            for key in (number..KEYS).step_by(every) {
+            for key in (number..keys).step_by(every) {
                 rng.fill_bytes(&mut value);
                 client.step(Step::Put { key: &key_name(key), value: &value }).await?;
             }

@@ -20,6 +20,9 @@ use peer::Peer;
 use setup::{Mode, Setup};
 use table::Results;
 
+/// Idle CPU is little and its clock coarse: it is looked at for this many times as long as a load is measured.
+const IDLE_FACTOR: u32 = 4;
+
 // The servers' lives hang on the thread that starts them, which must be the one that lives longest: the main thread.
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -51,6 +54,7 @@ async fn main() -> Result<()> {
             Mode::Kv => results.kv(&peers, &setup.clients),
             Mode::Locks => results.locks(&peers, setup.lock_clients),
             Mode::Failover => results.failover(&peers),
+            Mode::Idle => results.idle(&peers),
         });
         report.push('\n');
         report.push_str(&table::promises(&peers, mode));
@@ -75,6 +79,12 @@ async fn measure(setup: &Setup, mode: Mode, peer: Peer, results: &mut Results) -
             let outage = running.fail().await?;
             eprintln!("  {outage:?}");
             results.add_outage(peer, outage);
+            return Ok(());
+        }
+        Mode::Idle => {
+            let idle = running.idle(IDLE_FACTOR * setup.duration(), setup.idle_keys()).await?;
+            eprintln!("  {idle:?}");
+            results.add_idle(peer, idle);
             return Ok(());
         }
     };

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -14,6 +16,9 @@ use crate::redlock::Redlock;
 use crate::roundtable::Roundtable;
 use crate::servers::Servers;
 use crate::setup::{Mode, Setup};
+
+/// After the start and after writing many keys it may still have something to do.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// Who can be measured, in the order of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -52,7 +57,7 @@ impl Peer {
     /// What an answer from it means.
     pub(crate) fn promise(self, mode: Mode) -> &'static str {
         match (self, mode) {
-            (Self::Etcd, Mode::Kv | Mode::Failover) => {
+            (Self::Etcd, Mode::Kv | Mode::Failover | Mode::Idle) => {
                 "put: on the disk of two of three; get: linearizable; failover loses nothing"
             }
             (Self::Redis | Self::RedisShared, _) => {
@@ -63,11 +68,11 @@ impl Peer {
                 "put: in the flushed append-only files of two of two; get: from the master, may be stale after a cut; \
                  failover may lose acknowledged writes; unencrypted"
             }
-            (Self::Roundtable, Mode::Kv | Mode::Failover) => {
+            (Self::Roundtable, Mode::Kv | Mode::Failover | Mode::Idle) => {
                 "put: in the memory of two of three; get: linearizable; failover loses nothing, a crash of all loses \
                  everything; encrypted"
             }
-            (Self::RoundtableDisk, Mode::Kv | Mode::Failover) => {
+            (Self::RoundtableDisk, Mode::Kv | Mode::Failover | Mode::Idle) => {
                 "put: on the disk of two of three; get: linearizable; failover loses nothing; encrypted"
             }
             (Self::Etcd, Mode::Locks) => {
@@ -96,6 +101,15 @@ impl Peer {
         }
     }
 
+    /// How many servers have each key.
+    pub(crate) fn copies(self) -> usize {
+        match self {
+            Self::Redis | Self::RedisShared | Self::RedisDisk => 2,
+            Self::Etcd | Self::Roundtable | Self::RoundtableDisk => 3,
+            Self::Redlock => 5,
+        }
+    }
+
     /// Whether it has anything to flush.
     pub(crate) fn durable(self) -> bool {
         matches!(self, Self::Etcd | Self::RedisDisk | Self::RoundtableDisk)
@@ -116,6 +130,23 @@ impl Peer {
     }
 }
 
+/// What a peer costs that nobody uses.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Idle {
+    /// Its servers.
+    pub(crate) nodes: usize,
+    /// How long it was looked at.
+    pub(crate) seconds: f64,
+    /// CPU seconds of all servers in that time.
+    pub(crate) cpu: f64,
+    /// Resident memory of all servers, in bytes, without keys.
+    pub(crate) memory: u64,
+    /// Keys that were written then.
+    pub(crate) keys: usize,
+    /// Resident memory of all servers, in bytes, with these keys.
+    pub(crate) full: u64,
+}
+
 /// A peer that serves. When it is dropped, its servers and their data are gone.
 #[derive(Debug)]
 pub(crate) enum Running {
@@ -126,6 +157,31 @@ pub(crate) enum Running {
 }
 
 impl Running {
+    /// Looks at it while nobody uses it, and again when it holds `keys` keys.
+    pub(crate) async fn idle(&mut self, duration: Duration, keys: usize) -> Result<Idle> {
+        tokio::time::sleep(SETTLE).await;
+        let cpu = self.servers().cpu()?;
+        tokio::time::sleep(duration).await;
+        let cpu = self.servers().cpu()?.saturating_sub(cpu);
+        let memory = self.servers().memory()?;
+        match self {
+            Self::Etcd(etcd) => etcd.fill(keys).await?,
+            Self::Redis(redis) => redis.fill(keys).await?,
+            Self::Redlock(_) => bail!("Redlock keeps no keys"),
+            Self::Roundtable(roundtable) => roundtable.fill(keys).await?,
+        }
+        tokio::time::sleep(SETTLE).await;
+        let nodes = self.servers().count();
+        Ok(Idle {
+            nodes,
+            seconds: duration.as_secs_f64(),
+            cpu: cpu.as_secs_f64(),
+            memory,
+            keys,
+            full: self.servers().memory()?,
+        })
+    }
+
     /// Takes one measurement.
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
         match self {

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::failover::{self, Connect, Outage};
-use crate::load::{Client, Missing, Sample, Step, Task, measure};
+use crate::load::{Client, FILLERS, Missing, Sample, Step, Task, measure, write_keys};
 use crate::resp::{Connection, Reply, command};
 use crate::servers::{Servers, free_ports};
 use crate::setup::Setup;
@@ -108,13 +108,23 @@ impl RedisCluster {
         failover::measure(AnyServer { ports: self.ports.clone() }, || servers.kill(&victim)).await
     }
 
+    pub(crate) async fn fill(&mut self, keys: usize) -> Result<()> {
+        let clients = self.own_clients(FILLERS).await?;
+        write_keys(clients, keys).await.map(drop)
+    }
+
+    async fn own_clients(&self, count: usize) -> Result<Vec<OwnClient>> {
+        let mut clients = Vec::with_capacity(count);
+        for _ in 0..count {
+            clients.push(OwnClient::open(Arc::clone(&self.slots)).await?);
+        }
+        Ok(clients)
+    }
+
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
         match self.connections {
             Connections::Own => {
-                let mut clients = Vec::with_capacity(task.clients);
-                for _ in 0..task.clients {
-                    clients.push(OwnClient::open(Arc::clone(&self.slots)).await?);
-                }
+                let clients = self.own_clients(task.clients).await?;
                 measure(&mut self.servers, clients, task).await
             }
             Connections::Shared => {

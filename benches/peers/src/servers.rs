@@ -126,6 +126,16 @@ impl Servers {
         self.running.iter().map(|server| Ok(stat(server.child.id())?.cpu)).sum()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Resident memory of all of them, in bytes.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        self.running.iter().map(|server| memory(server.child.id())).sum()
+    }
+
     /// Calls of fsync and fdatasync by all of them so far; only when they were started to be traced.
     pub(crate) fn fsyncs(&self) -> Result<u64> {
         let mut count = 0;
@@ -163,6 +173,15 @@ pub(crate) struct Stat {
 pub(crate) fn stat(pid: u32) -> Result<Stat> {
     let path = format!("/proc/{pid}/stat");
     parse_stat(&fs::read_to_string(&path).with_context(|| path.clone())?).context(path)
+}
+
+/// Resident memory of a process, in bytes.
+fn memory(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
+    Ok(kibibytes * 1024)
 }
 
 fn parse_stat(text: &str) -> Result<Stat> {

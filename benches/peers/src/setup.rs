@@ -34,6 +34,9 @@ pub(crate) struct Setup {
     /// How often a leader is killed, in failover mode; each time everything is started afresh
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
+    /// How many keys are written in idle mode
+    #[arg(long, default_value_t = 1_000_000, value_parser = idle_keys)]
+    idle_keys: usize,
     /// One round of one second each: to see that it works, not to compare
     #[arg(long)]
     quick: bool,
@@ -58,6 +61,9 @@ pub(crate) struct Setup {
     pub(crate) strace: PathBuf,
 }
 
+/// Keys in idle mode when it must be quick.
+const QUICK_IDLE_KEYS: usize = 10_000;
+
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
@@ -67,6 +73,8 @@ pub(crate) enum Mode {
     Locks,
     /// `kill -9` of a leader or master
     Failover,
+    /// What they cost while nobody uses them, and bytes per key
+    Idle,
 }
 
 impl Setup {
@@ -101,7 +109,13 @@ impl Setup {
             _ if self.quick => 1,
             Mode::Kv | Mode::Locks => self.rounds,
             Mode::Failover => self.kills,
+            Mode::Idle => 1,
         }
+    }
+
+    /// How many keys are written in idle mode.
+    pub(crate) fn idle_keys(&self) -> usize {
+        if self.quick { self.idle_keys.min(QUICK_IDLE_KEYS) } else { self.idle_keys }
     }
 
     /// What ran where, for the reader of the tables.
@@ -127,6 +141,14 @@ impl Setup {
             self.rounds(Mode::Kv),
             self.duration().as_secs(),
         ))
+    }
+}
+
+fn idle_keys(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        // Names of keys have eight digits.
+        Ok(number @ 1..=99_999_999) => Ok(number),
+        _ => Err("a number from 1 to 99999999".to_owned()),
     }
 }
 

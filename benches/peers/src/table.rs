@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::failover::Outage;
 use crate::load::{Op, Sample};
-use crate::peer::Peer;
+use crate::peer::{Idle, Peer};
 use crate::setup::Mode;
 
 /// In which unit CPU time is told.
@@ -18,6 +18,7 @@ pub(crate) struct Results {
     /// Of the separate pass that counts fsyncs.
     traced: BTreeMap<(Peer, usize), Sample>,
     outages: BTreeMap<Peer, Vec<Outage>>,
+    idle: BTreeMap<Peer, Idle>,
 }
 
 impl Results {
@@ -33,6 +34,10 @@ impl Results {
         self.outages.entry(peer).or_default().push(outage);
     }
 
+    pub(crate) fn add_idle(&mut self, peer: Peer, idle: Idle) {
+        self.idle.insert(peer, idle);
+    }
+
     /// Every single sample.
     pub(crate) fn raw(&self) -> serde_json::Value {
         let samples = self.samples.iter().map(|((peer, op, clients), samples)| {
@@ -43,7 +48,8 @@ impl Results {
         });
         let outages =
             self.outages.iter().map(|(peer, outages)| serde_json::json!({"peer": peer, "outages": outages}));
-        samples.chain(traced).chain(outages).collect()
+        let idle = self.idle.iter().map(|(peer, idle)| serde_json::json!({"peer": peer, "idle": idle}));
+        samples.chain(traced).chain(outages).chain(idle).collect()
     }
 
     /// The table of kv mode.
@@ -118,6 +124,35 @@ impl Results {
                 outages.iter().map(|outage| outage.lost).sum::<u64>(),
                 outages.iter().map(|outage| outage.unread).sum::<u64>(),
             );
+        }
+        table
+    }
+
+    /// The table of idle mode.
+    pub(crate) fn idle(&self, peers: &[Peer]) -> String {
+        let mut table =
+            "| | nodes | idle CPU of a node, % of a core | memory of a node, MB | keys | then MB \
+                         | bytes per key and copy |\n|---|---|---|---|---|---|---|\n"
+                .to_owned();
+        for peer in peers {
+            let _ = match self.idle.get(peer) {
+                None => writeln!(table, "| {} | - | - | - | - | - | - |", peer.label()),
+                Some(idle) => {
+                    let nodes = as_f64(idle.nodes as u64);
+                    let copies = as_f64((idle.keys * peer.copies()) as u64);
+                    writeln!(
+                        table,
+                        "| {} | {} | {:.2} | {:.0} | {} | {:.0} | {:.0} |",
+                        peer.label(),
+                        idle.nodes,
+                        100.0 * idle.cpu / idle.seconds / nodes,
+                        as_f64(idle.memory) / nodes / 1e6,
+                        thousands(as_f64(idle.keys as u64)),
+                        as_f64(idle.full) / nodes / 1e6,
+                        as_f64(idle.full.saturating_sub(idle.memory)) / copies,
+                    )
+                }
+            };
         }
         table
     }
