@@ -12,8 +12,11 @@ mod servers;
 mod setup;
 mod table;
 
-use anyhow::{Context as _, Result};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use load::{Op, Task};
 use peer::Peer;
@@ -25,8 +28,26 @@ const IDLE_FACTOR: u32 = 4;
 
 // The servers' lives hang on the thread that starts them, which must be the one that lives longest: the main thread.
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     let setup = Setup::parse();
+    let outcome = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = run(&setup) => outcome,
+            // What runs is dropped, and so are the servers.
+            _ = terminate.recv() => bail!("ended from outside"),
+        }
+    };
+    match outcome.await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(setup: &Setup) -> Result<()> {
     let mut results = Results::default();
     let mut report = setup.describe()?;
     report.push_str(" CPU in seconds per 100,000 operations.\n");
@@ -36,7 +57,7 @@ async fn main() -> Result<()> {
             for peer in &peers {
                 eprintln!("{mode:?}, round {round} of {}: {}", setup.rounds(mode), peer.label());
                 // One that fails leaves dashes, and the others are still worth having.
-                if let Err(error) = measure(&setup, mode, *peer, &mut results).await {
+                if let Err(error) = measure(setup, mode, *peer, &mut results).await {
                     eprintln!("  failed: {error:#}");
                 }
             }
@@ -44,7 +65,7 @@ async fn main() -> Result<()> {
         if mode == Mode::Kv && !setup.no_fsyncs {
             for peer in peers.iter().filter(|peer| peer.durable()) {
                 eprintln!("counting fsyncs: {}", peer.label());
-                if let Err(error) = count_fsyncs(&setup, *peer, &mut results).await {
+                if let Err(error) = count_fsyncs(setup, *peer, &mut results).await {
                     eprintln!("  failed: {error:#}");
                 }
             }
