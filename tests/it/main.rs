@@ -4,6 +4,8 @@
 
 mod backup;
 mod checker;
+mod contender;
+mod hasty;
 mod lab;
 mod locks;
 mod swarm;
