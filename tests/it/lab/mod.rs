@@ -13,6 +13,7 @@ mod bounds;
 mod chaos;
 mod crash;
 mod cut;
+mod durable;
 mod hostile;
 mod judge;
 mod load;
@@ -215,7 +216,7 @@ impl Lab {
         let node = self.node(node);
         within(LIMIT, "the node has a swarm", || {
             let output = node.output();
-            ["founded the swarm", "joined the swarm"].iter().any(|text| output.contains(text)).then_some(())
+            ["founded the swarm", "joined the swarm", "back in the swarm"].iter().any(|text| output.contains(text)).then_some(())
         });
         since(node.started)
     }
@@ -237,9 +238,21 @@ impl Lab {
 
     /// `kill -9`.
     fn kill(&mut self, node: usize) {
-        let process = self.nodes.remove(&node).expect("it runs");
+        let mut process = self.nodes.remove(&node).expect("it runs");
         process.signal(Signal::KILL);
+        process.ended(LIMIT);
         self.ended.push(process);
+    }
+
+    /// `kill -9` of all nodes at the same time.
+    fn kill_all(&mut self) {
+        for process in self.nodes.values() {
+            process.signal(Signal::KILL);
+        }
+        for (_, mut process) in std::mem::take(&mut self.nodes) {
+            process.ended(LIMIT);
+            self.ended.push(process);
+        }
     }
 
     /// Asks node `i` to leave, as Ctrl-C and a service manager do; waits until it has.
