@@ -116,6 +116,8 @@ struct Lab {
     // In the order in which they are dropped: processes before their network, the right to use the machine last.
     nodes: BTreeMap<usize, Process>,
     ended: Vec<Process>,
+    /// What is set in the environment of a node.
+    environment: BTreeMap<usize, Vec<(&'static str, OsString)>>,
     hosts: Vec<Host>,
     network: Option<Network>,
     directory: TempDir,
@@ -156,7 +158,15 @@ impl Lab {
             runtime_dir: directory.path().join(format!("run{host}")),
         };
         let hosts = (0..hosts).map(host).collect();
-        Self { nodes: BTreeMap::new(), ended: Vec::new(), hosts, network, directory, _turn: turn }
+        Self {
+            nodes: BTreeMap::new(),
+            ended: Vec::new(),
+            environment: BTreeMap::new(),
+            hosts,
+            network,
+            directory,
+            _turn: turn,
+        }
     }
 
     /// The two hosts without a node.
@@ -207,6 +217,7 @@ impl Lab {
         assert!(!self.nodes.contains_key(&node), "node {node} runs");
         let mut command = self.roundtable(self.host_of(node));
         command.arg("up").args(flags);
+        command.envs(self.environment.get(&node).into_iter().flatten().map(|(name, value)| (name, value)));
         let output = self.file(&format!("node{node}-{}.log", self.ended.len()));
         self.nodes.insert(node, Process::spawn(command, &output));
     }

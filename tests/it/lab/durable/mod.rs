@@ -1,6 +1,9 @@
 //! Nodes that keep everything on their disks: killed, stopped, started again, on disks that fail.
 
 mod crash;
+mod disk;
+mod fault;
+mod full;
 mod restart;
 
 use std::collections::BTreeMap;
