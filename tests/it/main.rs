@@ -4,6 +4,7 @@
 
 mod backup;
 mod checker;
+mod first_format;
 mod lab;
 mod locks;
 mod swarm;

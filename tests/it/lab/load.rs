@@ -32,6 +32,12 @@ const PLAN: &str = "ROUNDTABLE_TEST_WORKER";
 pub(super) const KEYS: u32 = 160;
 /// Between two operations of a client: a steady load, not the machine's limit.
 const PACE: Duration = Duration::from_millis(4);
+/// What [`Work::Fill`] writes to each key.
+pub(super) const FILLED_BYTES: usize = 100;
+/// Writes that are under way at a time.
+const FILLERS: usize = 256;
+/// Longest that it may take.
+const FILL_LIMIT: Duration = Duration::from_secs(3600);
 /// Client numbers that a worker may use.
 const CLIENT_NUMBERS: u32 = 1_000_000;
 
@@ -48,6 +54,8 @@ pub(super) enum Work {
     ReadEachOnce,
     /// One stale read of every key.
     ReadEachOnceStale,
+    /// One write each to so many other keys, all that go at a time; nothing is written down.
+    Fill(u32),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -118,6 +126,11 @@ pub(super) fn key_name(key: u32) -> String {
     format!("lab/{key}")
 }
 
+/// A key of those that [`Work::Fill`] writes.
+pub(super) fn filled_name(key: u32) -> String {
+    format!("many/{key}")
+}
+
 /// Clients at work.
 #[derive(Debug)]
 pub(super) struct Load {
@@ -146,6 +159,13 @@ impl Lab {
         File::create(&plan.output).expect("a file");
         let process = Process::spawn(command, &self.file(&format!("worker{number}.log")));
         Load { process, output: plan.output }
+    }
+
+    /// Writes so many values, from a host.
+    pub(super) fn fill(&self, host: usize, join: &[String], keys: u32) {
+        let mut load = self.load(host, join, FILLERS, Work::Fill(keys));
+        let status = load.process.ended(FILL_LIMIT);
+        assert!(status.success(), "a worker failed ({status}): {}", load.process.output());
     }
 
     /// Does something with each key once, from a host; what was seen.
@@ -287,6 +307,13 @@ impl Worker {
                     _ => Op::Get,
                 };
                 self.perform(key, op, work == Work::ReadEachOnceStale).await;
+            },
+            Work::Fill(keys) => loop {
+                let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
+                if key >= keys {
+                    return;
+                }
+                self.client.put(filled_name(key), vec![b'v'; FILLED_BYTES]).await.expect("written");
             },
         }
     }

@@ -4,6 +4,7 @@ mod crash;
 mod disk;
 mod fault;
 mod full;
+mod many;
 mod restart;
 
 use std::collections::BTreeMap;
