@@ -17,6 +17,7 @@ use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
 use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock};
+use crate::id::FencingToken;
 use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -115,7 +116,7 @@ enum Sub {
 
     /// Set a key
     #[command(
-        after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png"
+        after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png\n  roundtable lock report -- sh -c 'roundtable put report done --token \"$ROUNDTABLE_LOCK_TOKEN\"'\n\nExit code 4 if --token is lower than one that the key was written with; nothing is written then."
     )]
     Put {
         #[command(flatten)]
@@ -125,6 +126,8 @@ enum Sub {
         /// Remove the key after this time
         #[arg(long, value_name = "TIME", value_parser = parse_positive_duration)]
         ttl: Option<Duration>,
+        #[command(flatten)]
+        token: Token,
     },
 
     /// Write a key's value to standard output
@@ -140,10 +143,14 @@ enum Sub {
     },
 
     /// Remove a key
-    #[command(after_help = "Exit code 3 if the key was not there.")]
+    #[command(
+        after_help = "Exit code 3 if the key was not there; 4 if --token is lower than one that it was written with."
+    )]
     Del {
         #[command(flatten)]
         key: Key,
+        #[command(flatten)]
+        token: Token,
     },
 
     /// Set a key only if it is at a known version, or absent
@@ -303,7 +310,7 @@ enum Sub {
 
     /// Measure how fast the swarm is from here
     #[command(
-        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16 --keys 1\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16            no two want the same lock\n  roundtable bench --op lock --clients 16 --keys 1   all want the same lock\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
     )]
     Bench(BenchArgs),
 
@@ -355,6 +362,21 @@ struct Value {
     /// The value, up to 1 MiB; `-` reads it from standard input
     #[arg(value_name = "VALUE", allow_hyphen_values = true)]
     value: OsString,
+}
+
+#[derive(Debug, Args)]
+struct Token {
+    /// Only if the key was never written with a higher fencing token: that of the lock under which this is done
+    /// (which a command finds in its environment, see `lock`)
+    // Never taken from the environment by itself: whether a write is fenced is for whoever types it to say.
+    #[arg(long, value_name = "N")]
+    token: Option<u64>,
+}
+
+impl Token {
+    fn given(&self) -> Option<FencingToken> {
+        self.token.map(FencingToken)
+    }
 }
 
 /// Bytes as they were typed; a type of its own, because clap gives `Vec` another meaning.
@@ -433,7 +455,7 @@ struct BenchArgs {
     /// Operations that each client has under way
     #[arg(long, value_name = "N", default_value = "1")]
     pipeline: NonZeroUsize,
-    /// Different keys, chosen at random
+    /// Different keys, chosen at random; locks are shared out among the clients, each takes its own in turn
     #[arg(long, value_name = "N", default_value = "10000")]
     keys: NonZeroUsize,
     /// Size of a value, in bytes
@@ -495,9 +517,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
 fn command(sub: Sub) -> Result<Command, String> {
     Ok(match sub {
         Sub::Up(args) => Command::Up(up(args)?),
-        Sub::Put { key, value, ttl } => Command::Put(kv::Put { key: key.key.0, value: source(value), ttl }),
+        Sub::Put { key, value, ttl, token } => {
+            Command::Put(kv::Put { key: key.key.0, value: source(value), ttl, token: token.given() })
+        }
         Sub::Get { key, stale } => Command::Get(kv::Get { key: key.key.0, stale }),
-        Sub::Del { key } => Command::Del(kv::Del { key: key.key.0 }),
+        Sub::Del { key, token } => Command::Del(kv::Del { key: key.key.0, token: token.given() }),
         Sub::Cas { key, value, version, absent: _, ttl } => Command::Cas(kv::Cas {
             key: key.key.0,
             value: source(value),
@@ -681,6 +705,28 @@ mod tests {
         assert_eq!(put.value, Source::Given(b"-5".to_vec()));
         let Command::Incr(incr) = command_of("incr k -5") else { panic!("not incr") };
         assert_eq!(incr.by, -5);
+    }
+
+    #[test]
+    fn a_write_is_fenced_only_if_that_is_said() {
+        let Command::Put(put) = command_of("put k v") else { panic!("not put") };
+        assert_eq!(put.token, None);
+        let Command::Put(put) = command_of("put k v --ttl 1m --token 17") else { panic!("not put") };
+        assert_eq!((put.token, put.ttl), (Some(FencingToken(17)), Some(Duration::from_secs(60))));
+        let Command::Del(del) = command_of("del k --token 17") else { panic!("not del") };
+        assert_eq!(del.token, Some(FencingToken(17)));
+        // An empty variable is a mistake, not a write without a token.
+        assert!(
+            parse([
+                OsString::from("roundtable"),
+                "put".into(),
+                "k".into(),
+                "v".into(),
+                "--token".into(),
+                "".into()
+            ])
+            .is_err()
+        );
     }
 
     #[test]

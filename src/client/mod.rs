@@ -11,6 +11,7 @@ mod backup;
 mod call;
 mod error;
 mod lock;
+mod outbox;
 mod router;
 mod scan;
 mod session;

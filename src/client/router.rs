@@ -175,6 +175,11 @@ impl<R: Rpc> Router<R> {
         view
     }
 
+    /// Who leads a partition, as far as is known.
+    pub(super) fn leader(&self, partition: PartitionId) -> Option<NodeId> {
+        lock(&self.routes).leaders.get(partition.0 as usize).copied().flatten()
+    }
+
     /// A node said who leads.
     pub(super) fn set_leader(&self, partition: PartitionId, leader: NodeId) {
         if let Some(known) = lock(&self.routes).leaders.get_mut(partition.0 as usize) {
@@ -192,8 +197,7 @@ impl<R: Rpc> Router<R> {
     /// The leader if it can be asked; otherwise any node that may send it on.
     pub(super) fn target(&self, view: &SwarmView, partition: PartitionId, asked: &Asked) -> Target {
         let linked = self.rpc.linked();
-        let leader = lock(&self.routes).leaders.get(partition.0 as usize).copied().flatten();
-        if let Some(leader) = leader {
+        if let Some(leader) = self.leader(partition) {
             if !linked.contains(&leader) {
                 let member = view.members.iter().find(|member| member.node == leader);
                 let addresses = member.map_or(&[][..], |member| &member.addresses);

@@ -30,7 +30,7 @@ use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
 use crate::state_machine::MAX_DEADLINE;
 use crate::storage;
 use crate::time::Timestamp;
-use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
+use crate::wire::{MAX_RENEWALS, MAX_WAIT_MS, Message, Refusal, Renewed, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
 pub(super) const MAX_QUEUED_INPUTS: usize = 16 * 1024;
@@ -75,6 +75,8 @@ pub(super) enum Respond {
     There(Responder),
     /// To a caller in this process.
     Here(oneshot::Sender<Response>),
+    /// To whoever asked for several renewals at once, together with the others; this is so many of them.
+    Together(Arc<Together>, usize),
 }
 
 impl Respond {
@@ -83,6 +85,39 @@ impl Respond {
             Self::There(responder) => responder.send(encode(&response)),
             // A caller that gave up is no error.
             Self::Here(caller) => drop(caller.send(response)),
+            Self::Together(others, at) => others.put(at, response.into()),
+        }
+    }
+}
+
+/// The answers to several renewals, which go out together when the last of them is there.
+#[derive(Debug)]
+pub(super) struct Together(Mutex<Answers>);
+
+#[derive(Debug)]
+struct Answers {
+    // Invariant: as long as the request had renewals.
+    known: Vec<Option<Renewed>>,
+    /// Taken when all are known.
+    respond: Option<Respond>,
+}
+
+impl Together {
+    fn new(count: usize, respond: Respond) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Answers { known: vec![None; count], respond: Some(respond) })))
+    }
+
+    fn put(&self, at: usize, answer: Renewed) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = answers.known.get_mut(at) {
+            *place = Some(answer);
+        }
+        if answers.known.iter().any(Option::is_none) {
+            return;
+        }
+        let known = std::mem::take(&mut answers.known).into_iter().flatten().collect();
+        if let Some(respond) = answers.respond.take() {
+            respond.send(Response::Renewals(known));
         }
     }
 }
@@ -407,13 +442,7 @@ impl Runtime {
                 respond.send(Response::Refused(Refusal::Overloaded));
             }
             Input::Request { request, respond, arrived: _, held } => {
-                let tag = self.next_tag;
-                self.next_tag += 1;
-                self.pending.insert(tag, respond);
-                if let (Request::Status, Some(data)) = (&request, &self.data) {
-                    self.core.note_storage(data.status());
-                }
-                self.core.request(tag, request, now);
+                self.request(request, respond, now);
                 drop(held);
             }
             Input::Merged { from, into, result } => match result {
@@ -432,6 +461,33 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+
+    fn request(&mut self, request: Request, respond: Respond, now: Timestamp) {
+        match request {
+            Request::Renew { renewals, .. } if renewals.is_empty() || renewals.len() > MAX_RENEWALS => {
+                let why = format!("{} renewals: must be 1 to {MAX_RENEWALS}", renewals.len());
+                respond.send(Response::Refused(Refusal::BadRequest(why)));
+            }
+            // Each is a write of its own, served here or passed on.
+            Request::Renew { swarm, renewals } => {
+                let together = Together::new(renewals.len(), respond);
+                for (at, renewal) in renewals.into_iter().enumerate() {
+                    self.ask_core(renewal.alone(swarm), Respond::Together(Arc::clone(&together), at), now);
+                }
+            }
+            request => self.ask_core(request, respond, now),
+        }
+    }
+
+    fn ask_core(&mut self, request: Request, respond: Respond, now: Timestamp) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.pending.insert(tag, respond);
+        if let (Request::Status, Some(data)) = (&request, &self.data) {
+            self.core.note_storage(data.status());
+        }
+        self.core.request(tag, request, now);
     }
 
     /// Does what the core wants. An error: why the disk failed.
@@ -583,6 +639,7 @@ mod tests {
     use crate::net::{Identity, NetConfig};
     use crate::ring::PartitionCount;
     use crate::state_machine::{Operation, Origin};
+    use crate::wire::Renewal;
 
     fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {
         let config = CoreConfig {
@@ -656,6 +713,38 @@ mod tests {
         assert!(matches!(ask(&inlet, Role::Visitor, &seal), Some(Response::Refused(Refusal::BadRequest(_)))));
         assert_eq!(ask(&inlet, Role::Member, &seal), None);
         assert_eq!(ask(&inlet, Role::Visitor, &put(1)), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn renewals_that_come_together_are_answered_together() {
+        let (inlet, inbox) = inlet();
+        let config = NetConfig::new(Identity::generate(), "test");
+        let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let mut runtime = runtime(inbox, rpc, net_events);
+        let mut handle = |count: usize| {
+            let renewal = |number| Renewal {
+                partition: PartitionId(number),
+                origin: Origin { session: SessionId(1), sequence: 0, settled_below: 0 },
+                name: b"lock".to_vec(),
+                numbers: vec![1, 2],
+            };
+            let renewals = (0..u32::try_from(count).unwrap()).map(renewal).collect();
+            let (respond, mut response) = oneshot::channel();
+            let request = Request::Renew { swarm: SwarmId(1), renewals };
+            let respond = Respond::Here(respond);
+            runtime
+                .handle(Input::Request { request, respond, arrived: Clock.now(), held: None })
+                .unwrap();
+            runtime.carry_out().unwrap();
+            response.try_recv().unwrap()
+        };
+        let each = Renewed::Refused(Refusal::NotServing);
+        assert_eq!(handle(3), Response::Renewals(vec![each.clone(); 3]));
+        assert_eq!(handle(MAX_RENEWALS), Response::Renewals(vec![each; MAX_RENEWALS]));
+        for wrong in [0, MAX_RENEWALS + 1] {
+            assert!(matches!(handle(wrong), Response::Refused(Refusal::BadRequest(_))));
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -424,9 +424,10 @@ impl Swarm {
             Request::Recover { swarm, partition, empty } => {
                 return Err(Box::new(self.recover(*swarm, *partition, *empty, now)));
             }
-            Request::Status | Request::Ticket | Request::Leave | Request::Stop => {
+            // Several renewals are taken apart before they come here.
+            Request::Renew { .. } | Request::Status | Request::Ticket | Request::Leave | Request::Stop => {
                 return Err(Box::new(Response::Refused(Refusal::BadRequest(
-                    "not about a partition".to_owned(),
+                    "not about one partition".to_owned(),
                 ))));
             }
         };
@@ -499,6 +500,7 @@ impl Swarm {
                 self.driver.export(partition, tag, now);
             }
             Request::Recover { .. }
+            | Request::Renew { .. }
             | Request::Piece { .. }
             | Request::View
             | Request::Status
@@ -538,7 +540,8 @@ impl Swarm {
                 watch.check().map_err(|error| error.to_string())?;
                 Some(watch.key())
             }
-            Request::Export { .. }
+            Request::Renew { .. }
+            | Request::Export { .. }
             | Request::Piece { .. }
             | Request::View
             | Request::Status

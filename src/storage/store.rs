@@ -29,8 +29,8 @@ pub enum Event {
     Full,
     /// There is room again.
     Room,
-    /// Fresh states of these partitions, with `replaces_log: false`, would allow the log to be cut. Who has no
-    /// state that is newer than the last one need not answer.
+    /// Fresh states of these partitions, with `replaces_log: false`, would allow the log to be cut. Entries that
+    /// the state does not cover still hold it back: they should be appended once more, behind the state.
     WantState(Vec<PartitionId>),
     /// A write or sync failed, so it is not known what is on the disk. Nothing is taken any more, and what was
     /// not reported as persisted may or may not be there: the node must end.

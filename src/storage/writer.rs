@@ -202,15 +202,20 @@ impl Writer {
             wanted: Wanted::default(),
             stats,
         };
-        writer.begin(&names, begun).map_err(io)?;
+        let harmed = !replay.findings.iter().all(Finding::is_harmless);
+        writer.begin(&names, begun, harmed).map_err(io)?;
         Ok(Opened { writer, stored: replay.stored, findings: replay.findings })
     }
 
     /// The first records of this process, and away with what nothing names.
-    fn begin(&mut self, names: &[String], begun: bool) -> io::Result<()> {
+    fn begin(&mut self, names: &[String], begun: bool, harmed: bool) -> io::Result<()> {
         self.index.take_obsolete();
         self.index.summary.log = self.log;
-        self.seal().map_err(Trouble::into_error)?;
+        match self.seal() {
+            // Nothing new would be said: a full disk does not keep anybody from reading.
+            Err(Trouble::Full(_)) if begun && !harmed => {}
+            result => result.map_err(Trouble::into_error)?,
+        }
         if self.current.begin == 0 && !self.current.based {
             self.current.begin = self.current.offset;
             self.current.based = true;
@@ -251,10 +256,9 @@ impl Writer {
         self.sealed = false;
         for item in items(batches, &files) {
             self.index.apply(&item, self.current.number);
-            if matches!(item, Item::State { .. } | Item::Destroy { .. }) {
-                self.wanted.open.remove(&item.partition());
-            }
         }
+        let oldest = self.oldest();
+        self.wanted.open.retain(|partition| self.index.holds(*partition, oldest));
         Ok(())
     }
 
@@ -466,14 +470,14 @@ impl Writer {
             let path = self.path.join(segment_name(oldest.number));
             if oldest.bytes == self.config.segment_bytes && self.spare.is_none() {
                 self.disk.rename(&path, &self.path.join(SPARE_FILE)).map_err(Trouble::of)?;
-                self.segments.pop_front();
-                // Before it is written under another name, nobody may find it under this one.
-                self.sync_dir()?;
                 self.spare = Some(oldest.bytes);
             } else {
                 self.disk.remove(&path).map_err(Trouble::of)?;
-                self.segments.pop_front();
             }
+            self.segments.pop_front();
+            // Before it is written under another name, nobody may find it under this one; and none goes before
+            // an older one.
+            self.sync_dir()?;
         }
         Ok(())
     }
@@ -512,20 +516,24 @@ impl Writer {
     /// The partitions whose states are wanted now, so that the log can be cut; each is told once.
     pub(super) fn want_states(&mut self) -> Vec<PartitionId> {
         let stats = self.stats();
-        let Some(oldest) = self.segments.front().map(|segment| segment.number) else {
-            return Vec::new();
-        };
-        if stats.log_bytes <= self.config.log_bytes.max(2 * stats.state_bytes) || !self.wanted.open.is_empty()
-        {
+        let long = stats.log_bytes > self.config.log_bytes.max(2 * stats.state_bytes);
+        if !long || !self.wanted.open.is_empty() || self.segments.is_empty() {
             return Vec::new();
         }
-        let now = self.current.number;
+        let (now, oldest) = (self.current.number, self.oldest());
         let wanted = &mut self.wanted;
-        let ask = self.index.holders(oldest).filter(|partition| wanted.asked.get(partition) != Some(&now));
-        let ask: Vec<_> = ask.take(STATES_AT_A_TIME).collect();
+        let last_asked = |partition: &PartitionId| wanted.asked.get(partition).copied();
+        let mut ask: Vec<_> = self.index.holders(oldest).filter(|p| last_asked(p) != Some(now)).collect();
+        // Whoever did not help the last time does not keep others from being asked.
+        ask.sort_by_key(last_asked);
+        ask.truncate(STATES_AT_A_TIME);
         wanted.asked.extend(ask.iter().map(|partition| (*partition, now)));
         wanted.open.extend(&ask);
         ask
+    }
+
+    fn oldest(&self) -> u64 {
+        self.segments.front().map_or(self.current.number, |segment| segment.number)
     }
 
     /// What was done, and how much there is.
@@ -553,9 +561,10 @@ fn items<'a>(batches: &'a [Batch], files: &'a [StateFile]) -> impl Iterator<Item
 
 fn report(findings: &[Finding]) {
     for finding in findings {
-        match finding {
-            Finding::Torn { .. } => tracing::info!("{finding}"),
-            _ => tracing::warn!("{finding}"),
+        if finding.is_harmless() {
+            tracing::info!("{finding}");
+        } else {
+            tracing::warn!("{finding}");
         }
     }
 }
@@ -719,8 +728,7 @@ impl<'a> Reader<'a> {
                 replica.state = state;
             }
         }
-        let damaged = replay.stored.replicas.iter().filter(|(_, replica)| replica.damaged);
-        replay.findings.extend(damaged.map(|(partition, _)| Finding::Damaged { partition: *partition }));
+        replay.strip_damaged();
         Ok(())
     }
 }

@@ -11,6 +11,9 @@ pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
 pub const MAX_WAIT_MS: u32 = 30_000;
+/// Most partitions in one [`Request::Renew`]: with the longest names and most claims in each, it still fits into a
+/// message.
+pub const MAX_RENEWALS: usize = 128;
 
 /// Longest [`Response::Piece`].
 pub const MAX_PIECE_BYTES: usize = 1024 * 1024;
@@ -53,6 +56,15 @@ pub enum Request {
         query: Query,
         /// Sent on by a node that cannot answer: not to be sent on again.
         forwarded: bool,
+    },
+    /// Renew what a client holds and waits for in several partitions: one message for all that the node leads. Each
+    /// renewal is a write of its own, as if it had come as a [`Request::Write`]. Answered by
+    /// [`Response::Renewals`].
+    Renew {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
+        /// At most [`MAX_RENEWALS`].
+        renewals: Vec<Renewal>,
     },
     /// Wait until something has changed. Linearizable. Answered by [`Response::Answer`], or by
     /// [`Response::Unchanged`].
@@ -125,9 +137,57 @@ impl Request {
             | Self::Piece { forwarded, .. } => {
                 *forwarded = true;
             }
-            Self::View | Self::Status | Self::Ticket | Self::Leave | Self::Stop | Self::Recover { .. } => {}
+            Self::Renew { .. }
+            | Self::View
+            | Self::Status
+            | Self::Ticket
+            | Self::Leave
+            | Self::Stop
+            | Self::Recover { .. } => {}
         }
         self
+    }
+}
+
+/// The write of an [`Operation::Renew`] among others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The partition that the locks belong to.
+    pub partition: PartitionId,
+    /// For exactly-once retries; also whose claims they are.
+    pub origin: Origin,
+    /// Any of the locks.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Numbers of the claims.
+    pub numbers: Vec<u64>,
+}
+
+impl Renewal {
+    /// What can be sent together with others: the swarm and the renewal, if the request is to write one.
+    #[must_use]
+    pub fn of(request: &Request) -> Option<(SwarmId, Self)> {
+        match request {
+            Request::Write {
+                swarm,
+                partition,
+                origin,
+                operation: Operation::Renew { name, session, numbers },
+                forwarded: false,
+            } if *session == origin.session => {
+                let (name, numbers) = (name.clone(), numbers.clone());
+                Some((*swarm, Self { partition: *partition, origin: *origin, name, numbers }))
+            }
+            _ => None,
+        }
+    }
+
+    /// The request to write it alone.
+    #[must_use]
+    pub fn alone(self, swarm: SwarmId) -> Request {
+        let Self { partition, origin, name, numbers } = self;
+        let operation = Operation::Renew { name, session: origin.session, numbers };
+        Request::Write { swarm, partition, origin, operation, forwarded: false }
     }
 }
 
@@ -143,6 +203,8 @@ pub enum Response {
         /// Whether it may be old: it was asked for as stale.
         stale: bool,
     },
+    /// What came of each renewal, in the order of the request.
+    Renewals(Vec<Renewed>),
     /// The time of a [`Request::Wait`] is up and nothing has changed.
     Unchanged,
     /// The export is kept.
@@ -171,6 +233,38 @@ pub enum Response {
     /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
     /// be applied. A retry under the same origin is safe.
     Unknown,
+}
+
+/// What a node answers to one of several renewals: as the response of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Renewed {
+    /// [`Response::Reply`].
+    Reply(Reply),
+    /// [`Response::Refused`].
+    Refused(Refusal),
+    /// [`Response::Unknown`].
+    Unknown,
+}
+
+impl From<Response> for Renewed {
+    fn from(response: Response) -> Self {
+        match response {
+            Response::Reply(reply) => Self::Reply(reply),
+            Response::Refused(refusal) => Self::Refused(refusal),
+            // Nothing else answers a write.
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl From<Renewed> for Response {
+    fn from(renewed: Renewed) -> Self {
+        match renewed {
+            Renewed::Reply(reply) => Self::Reply(reply),
+            Renewed::Refused(refusal) => Self::Refused(refusal),
+            Renewed::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// Why a node did nothing.

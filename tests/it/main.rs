@@ -4,7 +4,9 @@
 
 mod backup;
 mod checker;
+mod contender;
 mod first_format;
+mod hasty;
 mod lab;
 mod locks;
 mod swarm;

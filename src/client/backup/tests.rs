@@ -193,7 +193,7 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
 
     net.cut(false);
     // What is there is changed or removed, what is not there yet is written.
-    let there = net.states().into_iter().flat_map(|state| state.into_imports()).collect::<Vec<_>>();
+    let there: Vec<_> = net.states().iter().flat_map(|state| state.imports().collect::<Vec<_>>()).collect();
     let there: Vec<String> =
         there.iter().map(|item| String::from_utf8(item.key().to_vec()).unwrap()).collect();
     new.put(there[0].as_str(), "newer").await.unwrap();
@@ -229,4 +229,17 @@ fn both_can_be_run_on_any_task() {
         sendable(&client.restore(&mut source, |_| {}));
     };
     let _ = check;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_higher_than_any_lock_gives_does_not_prevent_a_restore() {
+    let old = Net::of(OLD, 8).client();
+    let foreign = FencingToken(u64::MAX - 1);
+    old.put_fenced("k", "v", foreign).await.unwrap();
+    let (file, _) = backup_of(&old).await.unwrap();
+    let new = Net::of(NEW, 3).client_drawing(2);
+    put_back(&new, &file).await.unwrap();
+    let late = new.put_fenced("k", "late", FencingToken(foreign.0 - 1)).await;
+    assert_eq!(late, Err(Error::Fenced { current: foreign }));
+    assert!(new.put_fenced("k", "w", foreign).await.is_ok());
 }

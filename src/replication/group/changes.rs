@@ -149,7 +149,6 @@ impl Group {
             }
         }
         self.roster.config = index;
-        self.keep_config(index, shared);
         self.retire_removed(shared);
         if let Some(lead) = &mut self.lead {
             // Evidence of another configuration; rounds are cheap.

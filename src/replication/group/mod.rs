@@ -81,8 +81,6 @@ pub(super) struct Group {
     kept: HardState,
     /// The batch in which the term or vote was last written.
     term_batch: u64,
-    /// The batch in which it was last written that a configuration is committed.
-    config_batch: u64,
     /// The group has removed this replica.
     doomed: bool,
 }
@@ -170,7 +168,6 @@ impl Group {
             unstored: VecDeque::new(),
             kept: HardState::default(),
             term_batch: 0,
-            config_batch: 0,
             doomed: false,
         };
         group.draw_election_timeout(shared);

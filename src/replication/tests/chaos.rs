@@ -23,8 +23,8 @@ const SESSIONS: u128 = 3;
 const FINDERS: [u64; 2] = [827, 3079];
 /// With sessions: partition time stood still under a new leader.
 const SESSION_FINDERS: [u64; 1] = [3183];
-/// With disks: a restart under a configuration older than the one acted by (0); a leader by its own vote alone that
-/// led twice in one term (311); a log cut before the core had let go of it (447).
+/// With disks: a restart under a configuration long gone, because it was not kept what is committed (0); a leader by
+/// its own vote alone that led twice in one term (311); a log cut before the core had let go of it (447).
 const DISK_FINDERS: [u64; 3] = [0, 311, 447];
 
 fn small_log() -> DriverConfig {

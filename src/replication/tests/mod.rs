@@ -506,6 +506,54 @@ fn partition_time_does_not_stand_still_after_a_take_over() {
     sim.run_while(ms(600), |sim| sim.driver(leader).state(P).unwrap().version(BRIEF).is_some());
 }
 
+/// A leader that reaches the others and hears none of them cannot be told that something is still
+/// wanted: what it believes of the time must not end leases under the next leader.
+#[test]
+fn partition_time_stands_still_while_a_leader_hears_no_quorum() {
+    for seed in 0..20 {
+        let (mut sim, nodes) = cluster(seed, 1, 3);
+        sim.run(ms(300));
+        let now = sim.now;
+        let put = Operation::Put { key: BRIEF.to_vec(), value: vec![1], ttl_ms: Some(900) };
+        let write = sim.history.begin(SessionId(7), P, put, now);
+        sim.attempt(nodes[0], write);
+        sim.run(ms(20));
+        for other in &nodes[1..] {
+            sim.blocked.insert((*other, nodes[0]));
+        }
+        sim.run_while(ms(6000), |sim| nodes[1..].iter().all(|node| !leads(sim, *node)));
+        let next = *nodes[1..].iter().find(|node| leads(&sim, **node)).unwrap();
+        sim.run(ms(10));
+        assert!(sim.now.since(now) > ms(900));
+        assert!(
+            sim.driver(next).state(P).unwrap().version(BRIEF).is_some(),
+            "ended by a leader that was alone"
+        );
+        sim.run_while(ms(1000), |sim| sim.driver(next).state(P).unwrap().version(BRIEF).is_some());
+    }
+}
+
+/// What is said to a process that stands still is heard only when it goes on: it must not end leases before.
+#[test]
+fn partition_time_stands_still_while_its_leader_does() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.run(ms(300));
+    let now = sim.now;
+    let put = Operation::Put { key: BRIEF.to_vec(), value: vec![1], ttl_ms: Some(900) };
+    let write = sim.history.begin(SessionId(7), P, put, now);
+    sim.attempt(nodes[0], write);
+    sim.run(ms(200));
+    sim.nodes.get_mut(&nodes[0]).unwrap().paused_until = sim.now + ms(800);
+    sim.run(ms(850));
+    assert!(leads(&sim, nodes[0]), "it was replaced");
+    assert!(sim.driver(nodes[0]).state(P).unwrap().version(BRIEF).is_some());
+    sim.run_while(ms(900), |sim| sim.driver(nodes[0]).state(P).unwrap().version(BRIEF).is_some());
+}
+
+fn leads(sim: &Sim, node: NodeId) -> bool {
+    sim.status(node, P).is_some_and(|status| status.role == Role::Leader)
+}
+
 #[test]
 fn late_messages_do_not_bring_a_destroyed_replica_back() {
     let (mut sim, nodes) = cluster(1, 1, 3);

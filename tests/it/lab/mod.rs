@@ -11,6 +11,7 @@
 
 mod bounds;
 mod chaos;
+mod command;
 mod crash;
 mod cut;
 mod durable;
