@@ -239,6 +239,7 @@ impl Core {
             Message::Gossip { swarm: id, bytes } if id == swarm.id() => swarm.gossip(from, &bytes, now),
             Message::Groups { swarm: id, messages } if id == swarm.id() => swarm.groups(from, messages, now),
             Message::Leading { swarm: id, leads } if id == swarm.id() => swarm.leading(from, &leads),
+            Message::Stopping { swarm: id } if id == swarm.id() => swarm.other_stopping(from),
             _ => {}
         }
     }
@@ -308,10 +309,19 @@ impl Core {
         self.storage = Some(status);
     }
 
-    /// Hand over all leaderships, because this node is about to stop.
+    /// Hand over all leaderships, because this node is about to stop; [`Core::has_handed_over`] tells when that is
+    /// done.
     pub(super) fn hand_over(&mut self, now: Timestamp) {
         if let Stage::Serving(swarm) = &mut self.stage {
             swarm.hand_over(now);
+        }
+    }
+
+    /// Whether this node leads nothing that another could lead.
+    pub(super) fn has_handed_over(&self) -> bool {
+        match &self.stage {
+            Stage::Serving(swarm) => swarm.has_handed_over(),
+            Stage::Searching(_) | Stage::Left => true,
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) enum Input {
     Merged { from: SwarmId, into: SwarmId, result: merge::Merged },
     /// Leave the swarm.
     Leave,
-    /// Hand over leaderships; stopping follows.
+    /// Hand over leaderships; stopping follows when that is done.
     HandOver(oneshot::Sender<()>),
 }
 
@@ -297,6 +297,8 @@ pub(super) struct Runtime {
     net_events: mpsc::Receiver<NetEvent>,
     shared: Arc<Shared>,
     pending: HashMap<u64, Respond>,
+    /// Those who wait until the leaderships are handed over.
+    handing_over: Vec<oneshot::Sender<()>>,
     next_tag: u64,
     forwards: JoinSet<()>,
     merging: JoinSet<()>,
@@ -325,6 +327,7 @@ impl Runtime {
             net_events,
             shared,
             pending: HashMap::new(),
+            handing_over: Vec::new(),
             next_tag: 0,
             forwards: JoinSet::new(),
             merging: JoinSet::new(),
@@ -454,9 +457,7 @@ impl Runtime {
             Input::Leave => self.core.leave(now),
             Input::HandOver(done) => {
                 self.core.hand_over(now);
-                self.carry_out()?;
-                // Whoever asked may have gone.
-                let _ = done.send(());
+                self.handing_over.push(done);
             }
         }
         Ok(())
@@ -520,6 +521,12 @@ impl Runtime {
                         keep(data, &self.name, self.secret.as_ref(), output)?;
                     }
                 }
+            }
+        }
+        if !self.handing_over.is_empty() && self.core.has_handed_over() {
+            for done in self.handing_over.drain(..) {
+                // Whoever asked may have gone.
+                let _ = done.send(());
             }
         }
         let swarm = self.core.swarm_id();

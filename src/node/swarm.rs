@@ -17,7 +17,9 @@ use super::export::Exports;
 use super::reconcile::{GroupView, Step, next_step};
 use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
-use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role, Stored};
+use crate::replication::{
+    self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, ReplicaProgress, Role, Stored,
+};
 use crate::ring::{PartitionCount, Ring};
 use crate::state_machine::{Operation, StateMachine};
 use crate::time::Timestamp;
@@ -81,6 +83,11 @@ pub(super) struct Swarm {
     transferred: BTreeMap<PartitionId, Timestamp>,
     waits: Waits,
     exports: Exports,
+    /// Whether this node is about to stop: it hands over what it leads, and takes no part in placement.
+    stopping: bool,
+    /// Linked members that are about to stop.
+    // Invariant: all of them are linked.
+    others_stopping: BTreeSet<NodeId>,
     /// Whether the members that count may have changed since the ring was made.
     stale_ring: bool,
     /// `Some` while leaving: the number of replicas told last.
@@ -166,6 +173,8 @@ impl Swarm {
             transferred: BTreeMap::new(),
             waits: Waits::default(),
             exports,
+            stopping: false,
+            others_stopping: BTreeSet::new(),
             stale_ring: false,
             leaving: None,
             outputs: VecDeque::new(),
@@ -220,11 +229,15 @@ impl Swarm {
             let message = Message::Leading { swarm: self.id, leads };
             self.outputs.push_back(Output::Send { to: node, message });
         }
+        if self.stopping {
+            self.tell_stopping(node);
+        }
         self.reconcile_soon(now + STEP_INTERVAL);
     }
 
     pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
         self.linked.remove(&node);
+        self.others_stopping.remove(&node);
         self.membership.link_down(node, now);
         self.driver.link_down(node, now);
     }
@@ -259,8 +272,38 @@ impl Swarm {
         }
     }
 
+    /// This node is about to stop: others are to lead what it leads.
     pub(super) fn hand_over(&mut self, now: Timestamp) {
-        self.driver.hand_over(now);
+        if !self.stopping {
+            self.stopping = true;
+            for node in self.linked.clone() {
+                self.tell_stopping(node);
+            }
+        }
+        self.driver.hand_over(&self.others_stopping, now);
+        self.reconcile_soon(now + STEP_INTERVAL);
+    }
+
+    /// Whether this node leads nothing that another could lead.
+    pub(super) fn has_handed_over(&self) -> bool {
+        let could_lead = |replica: &ReplicaProgress| {
+            replica.voter && replica.live && !self.others_stopping.contains(&replica.node)
+        };
+        !self.partition_ids().filter_map(|partition| self.driver.group(partition)).any(|group| {
+            group.role == Role::Leader && group.progress.iter().any(could_lead)
+        })
+    }
+
+    fn tell_stopping(&mut self, to: NodeId) {
+        let message = Message::Stopping { swarm: self.id };
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    /// A linked member is about to stop.
+    pub(super) fn other_stopping(&mut self, node: NodeId) {
+        if self.linked.contains(&node) {
+            self.others_stopping.insert(node);
+        }
     }
 
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>, now: Timestamp) {
@@ -780,6 +823,11 @@ impl Swarm {
 
     /// One step of each group that this node leads and that is not where the ring wants it.
     fn reconcile(&mut self, now: Timestamp) {
+        if self.stopping {
+            self.hand_over(now);
+            self.reconcile_at = now + STEP_INTERVAL;
+            return;
+        }
         let mut moving = 0;
         let mut unsettled = false;
         for partition in self.partition_ids() {
@@ -797,7 +845,8 @@ impl Swarm {
                 |node: &NodeId| group.progress.iter().any(|replica| replica.lost && replica.node == *node);
             let targets = self.ring.replicas(partition).iter().copied().filter(|node| !is_lost(node));
             let targets: Vec<_> = targets.collect();
-            let step = next_step(self.me, &view, &targets, |node| self.linked.contains(&node));
+            let stays = |node| self.linked.contains(&node) && !self.others_stopping.contains(&node);
+            let step = next_step(self.me, &view, &targets, stays);
             unsettled |= step.is_some() || !view.learners.is_empty();
             let base = group.config;
             match step {

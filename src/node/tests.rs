@@ -508,6 +508,31 @@ fn nodes_join_and_leave_and_nothing_is_lost() {
 }
 
 #[test]
+fn who_stops_hands_over_what_it_leads_and_is_handed_nothing_back() {
+    for_seeds(|world| {
+        let nodes = world.swarm(3);
+        let stopping = nodes[world.rng.random_range(0..3)];
+        let leads = |world: &World| {
+            let replicas = world.nodes[&stopping].replicas();
+            replicas.iter().filter(|replica| replica.leader == Some(stopping)).count()
+        };
+        assert!(leads(world) > 0, "seed {}", world.seed);
+        let now = world.now;
+        world.nodes.get_mut(&stopping).unwrap().hand_over(now);
+        world.drain(stopping);
+        let handed_over = |world: &World| world.nodes[&stopping].has_handed_over();
+        world.run_until(Duration::from_millis(200), "all is handed over", handed_over);
+        // It owns partitions, and while it is linked their leaders know that it could lead them.
+        for _ in 0..20 {
+            world.run(Duration::from_millis(50));
+            assert_eq!(leads(world), 0, "seed {}", world.seed);
+        }
+        let others: Vec<NodeId> = nodes.into_iter().filter(|node| *node != stopping).collect();
+        world.put(&others, "key", "value");
+    });
+}
+
+#[test]
 fn a_node_told_to_join_waits_until_there_is_a_swarm() {
     let mut world = World::new(1);
     world.start_with(true);

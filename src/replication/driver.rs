@@ -411,8 +411,9 @@ impl Driver {
         self.with(partition, |group, shared| group.transfer(to, shared)).unwrap_or(false)
     }
 
-    /// Hands over every leadership to whoever is best placed: before a stop. How many were begun.
-    pub fn hand_over(&mut self, now: Timestamp) -> usize {
+    /// Hands over every leadership to whoever is best placed and not among those `stopping` as well: before a stop.
+    /// How many were begun.
+    pub fn hand_over(&mut self, stopping: &BTreeSet<NodeId>, now: Timestamp) -> usize {
         self.advance_to(now);
         let led: Vec<_> = self
             .groups
@@ -420,7 +421,10 @@ impl Driver {
             .filter(|(_, group)| group.is_leader())
             .map(|(partition, _)| *partition)
             .collect();
-        led.into_iter().filter(|partition| self.with(*partition, Group::hand_over).unwrap_or(false)).count()
+        let mut hand_over = |partition: &PartitionId| {
+            self.with(*partition, |group, shared| group.hand_over(stopping, shared)).unwrap_or(false)
+        };
+        led.iter().filter(|partition| hand_over(partition)).count()
     }
 
     /// When [`Driver::handle_deadline`] is to be called next.

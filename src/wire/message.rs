@@ -327,6 +327,11 @@ pub enum Message {
         /// Partition and term.
         leads: Vec<(PartitionId, u64)>,
     },
+    /// The sender is about to stop, and to come back: until its link is gone, leaderships are not for it.
+    Stopping {
+        /// Only members of the same swarm listen.
+        swarm: SwarmId,
+    },
     /// The sender's swarm has dissolved into another: every partition was empty and is sealed.
     Dissolved {
         /// The swarm that is no more.

@@ -388,7 +388,7 @@ impl Chaos {
                 if let Some(leader) = self.sim.leader(partition) {
                     let now = self.sim.now;
                     if self.sim.nodes[&leader].paused_until <= now {
-                        self.sim.driver(leader).hand_over(now);
+                        self.sim.driver(leader).hand_over(&BTreeSet::new(), now);
                         self.sim.settle(leader);
                         self.sim.count("hand-overs");
                     }

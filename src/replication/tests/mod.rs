@@ -7,6 +7,7 @@ mod history;
 mod hostile;
 mod sim;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use history::{BRIEF, COUNT};
@@ -196,7 +197,7 @@ fn leadership_moves_on_request_without_losing_a_proposal() {
         tags.push(sim.put(nodes[0], partition, b"key", b"value"));
     }
     let now = sim.now;
-    assert_eq!(sim.driver(nodes[0]).hand_over(now), 16);
+    assert_eq!(sim.driver(nodes[0]).hand_over(&BTreeSet::new(), now), 16);
     sim.settle(nodes[0]);
     sim.run(ms(20));
     for tag in tags {
@@ -597,7 +598,7 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
     let version = sim.driver(nodes[0]).state(P).unwrap().version(b"key");
     let stranded = sim.wait(nodes[0], P, b"key", version);
     let now = sim.now;
-    sim.driver(nodes[0]).hand_over(now);
+    sim.driver(nodes[0]).hand_over(&BTreeSet::new(), now);
     sim.settle(nodes[0]);
     sim.run(ms(20));
     assert!(matches!(sim.outcomes[&stranded], Outcome::Refused(Refusal::NotLeader { .. })));
