@@ -319,6 +319,12 @@ impl Chaos {
     /// Whether the cable to a peer is cut is not what a node that comes back knows.
     fn disk_fault(&mut self) {
         if self.sim.rng.random_bool(0.3) {
+            // A store wants to cut its log.
+            let (node, partition) = (self.any_node(), self.partition());
+            self.sim.driver(node).keep_state(partition);
+            self.sim.settle(node);
+            self.sim.count("states kept");
+        } else if self.sim.rng.random_bool(0.3) {
             let slowest = *[2_000, 20_000, 300_000].iter().choose(&mut self.sim.rng).unwrap();
             self.sim.disk_latency_us = (100, slowest);
             self.sim.count("other disks");
@@ -587,7 +593,7 @@ fn what_was_acknowledged_outlives_power_cuts_of_all() {
     if let Some(counts) = run_all(&finders, World::Disks) {
         assert_all_happened(&counts, &FAULTS);
         assert_all_happened(&counts, &CLIENTS);
-        assert_all_happened(&counts, &["power cuts", "blackouts", "restarts", "other disks"]);
+        assert_all_happened(&counts, &["power cuts", "blackouts", "restarts", "other disks", "states kept"]);
     }
 }
 
