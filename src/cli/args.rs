@@ -255,6 +255,9 @@ enum Sub {
     Leave {
         /// Which node: its id, or the end of it
         node: Option<String>,
+        /// Only hand over what it leads, and end: it comes back with what is in its --data-dir
+        #[arg(long)]
+        restart: bool,
     },
 
     /// Write everything that the swarm holds to a file
@@ -430,6 +433,9 @@ struct UpArgs {
     /// Into how many partitions a new swarm's keys are cut; fixed when it is founded
     #[arg(long, value_name = "N", env = "ROUNDTABLE_PARTITIONS", hide_env_values = true)]
     partitions: Option<NonZeroU32>,
+    /// Keep everything in this directory, and come back from a restart or a crash as the same node
+    #[arg(long, value_name = "DIR", env = "ROUNDTABLE_DATA_DIR", hide_env_values = true)]
+    data_dir: Option<PathBuf>,
     /// After how long a crashed member's replicas are made anew elsewhere
     #[arg(long, value_name = "TIME", env = "ROUNDTABLE_REPLACE_AFTER", hide_env_values = true, value_parser = parse_duration)]
     replace_after: Option<Duration>,
@@ -533,7 +539,7 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Where { key } => Command::Where(inspect::Where { key: key.key.0 }),
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
-        Sub::Leave { node } => Command::Leave(leave::Leave { node }),
+        Sub::Leave { node, restart } => Command::Leave(leave::Leave { node, restart }),
         Sub::Lock { name, list: true, .. } => Command::Locks(lock::List { name: name.map(|name| name.0) }),
         Sub::Lock { name, permits, run, .. } => {
             let name = name.map(|name| name.0).unwrap_or_default();
@@ -569,6 +575,7 @@ fn up(args: UpArgs) -> Result<Up, String> {
         port: args.port,
         open: args.open,
         partitions: args.partitions.map(NonZeroU32::get),
+        data_dir: args.data_dir,
         replace_after: args.replace_after,
         weight: args.weight.map(NonZeroU32::get),
     })

@@ -595,6 +595,7 @@ mod tests {
             links: Vec::new(),
             leaving: false,
             replicas: Vec::new(),
+            storage: None,
         };
         assert_eq!(verdict(&status).expect_err("no swarm").code, Code::Unreachable);
         status.state = SwarmState::Founded { swarm: SwarmId(7), partitions: 64 };
@@ -610,6 +611,9 @@ mod tests {
             bytes: 300,
             applied: 9,
             log_entries: 9,
+            term: 1,
+            last: (0, 0),
+            damaged: false,
         });
         assert_eq!(verdict(&status).expect_err("no quorum").code, Code::NoQuorum);
         assert!(status_text(&status).contains("1 of 1 replicas have no quorum"));

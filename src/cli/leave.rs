@@ -21,6 +21,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct Leave {
     /// Which node; `None`: the only one that is linked.
     pub(super) node: Option<String>,
+    /// It is to come back.
+    pub(super) restart: bool,
 }
 
 impl Leave {
@@ -46,6 +48,15 @@ impl Leave {
                 }
             },
         };
+        if self.restart {
+            client.stop(node).await?;
+            return output
+                .answer(
+                    || format!("{} hands over what it leads and ends; start it again to go on", name(node)),
+                    || json!({"event": "stopping", "node": node.to_string()}),
+                )
+                .map_err(Failure::from);
+        }
         client.leave(node).await?;
         let soon = client.with_deadline(ANSWER_LIMIT);
         let mut before = None;

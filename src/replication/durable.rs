@@ -122,7 +122,7 @@ pub struct StoredReplica {
     /// The log behind the state.
     pub entries: VecDeque<LogEntry>,
     /// Something of it was lost: what is here may lack what this replica promised to keep. It must not take part
-    /// in its group any more.
+    /// in its group any more. Entries follow on the state then too, if there are any.
     pub damaged: bool,
 }
 

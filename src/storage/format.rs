@@ -295,6 +295,11 @@ impl Outline {
         Self { replica, term: 0, vote: 0, commit: 0, state: None, first: 1, last: 0, damaged: false }
     }
 
+    /// The same, perhaps damaged.
+    pub(super) fn or_damaged(self, damaged: bool) -> Self {
+        Self { damaged: self.damaged || damaged, ..self }
+    }
+
     pub(super) fn hard_state(&self) -> HardState {
         HardState { term: self.term, vote: self.vote, commit: self.commit }
     }

@@ -117,10 +117,9 @@ impl Index {
         }
     }
 
-    /// Takes over what a summary says of a replica; its entries are not in any segment that is known.
-    pub(super) fn adopt(&mut self, partition: PartitionId, outline: Outline) {
+    /// Forgets where the entries of a replica lie.
+    pub(super) fn forget_place(&mut self, partition: PartitionId) {
         self.runs.remove(&partition);
-        self.summary.replicas.insert(partition, outline);
     }
 
     /// Forgets where the entries of all other replicas lie.
@@ -159,9 +158,12 @@ impl Index {
 
     /// The partitions that need a segment.
     pub(super) fn holders(&self, segment: u64) -> impl Iterator<Item = PartitionId> + '_ {
-        let holds = move |(partition, runs): (&PartitionId, &VecDeque<Run>)| {
-            runs.front().is_some_and(|run| run.segment <= segment).then_some(*partition)
-        };
-        self.runs.iter().filter_map(holds)
+        self.runs.keys().copied().filter(move |partition| self.holds(*partition, segment))
+    }
+
+    /// Whether a partition needs a segment, or one before it.
+    pub(super) fn holds(&self, partition: PartitionId, segment: u64) -> bool {
+        let first = self.runs.get(&partition).and_then(VecDeque::front);
+        first.is_some_and(|run| run.segment <= segment)
     }
 }

@@ -10,10 +10,11 @@
 //! many data records were lost. From then on everything is *in doubt*, until a record tells how many writes its
 //! partition has had: that number agrees if nothing of the partition was lost. A *summary* tells it of all
 //! partitions, and also all that there is to know of a replica but its entries and its state: so a replica that
-//! lost something is known again from there on, and what it lacks are its entries up to there. These are held
-//! open by *placeholders*. If a later state covers them, nothing is missing; otherwise the replica is damaged.
+//! lost something is known again from there on, and what is *unproven* are its entries up to there; those that
+//! were not read are held open by placeholders. If a later state covers them all, nothing is missing; otherwise
+//! the replica is damaged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::format::{self, Data, End, Item, Kind, Outline, Record, Summary};
@@ -39,8 +40,16 @@ pub enum Finding {
         segment: u64,
         /// Where in it the damage begins, in bytes.
         offset: u64,
-        /// How many records with data were lost. 0: only what is there twice.
+        /// How many records with data were lost.
         lost: u64,
+    },
+    /// Bytes between two records that are none themselves, and nothing is missing: of a write that was cut short,
+    /// or of a summary that is damaged.
+    Debris {
+        /// The segment.
+        segment: u64,
+        /// Where in it, in bytes.
+        offset: u64,
     },
     /// A whole segment is missing, or nothing of it can be read.
     Missing {
@@ -69,6 +78,13 @@ pub enum Finding {
     },
 }
 
+impl Finding {
+    /// Whether it is what a crash leaves, and nothing that was promised is lost.
+    pub fn is_harmless(&self) -> bool {
+        matches!(self, Self::Torn { .. } | Self::Debris { .. })
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -77,6 +93,9 @@ impl fmt::Display for Finding {
             }
             Self::Corrupt { segment, offset, lost } => {
                 write!(f, "log segment {segment}: damaged at {offset}; records lost: {lost}")
+            }
+            Self::Debris { segment, offset } => {
+                write!(f, "log segment {segment}: something unknown at {offset}, and nothing missing")
             }
             Self::Missing { segment } => write!(f, "log segment {segment} is missing or unreadable"),
             Self::Unreadable { file, offset } => write!(f, "{file}: the disk cannot read it at {offset}"),
@@ -113,6 +132,10 @@ pub(super) struct Replay {
     doubt: BTreeSet<PartitionId>,
     /// The segment that must follow.
     promised: Option<u64>,
+    /// The last segment with a sound record, and where the last one in it ends.
+    behind: Option<(u64, u64)>,
+    /// Of a replica that lost something: up to which index its entries are not proven to be its last.
+    unproven: BTreeMap<PartitionId, u64>,
 }
 
 /// Where the sound part of a segment ends.
@@ -136,6 +159,8 @@ impl Replay {
             table: Table::InDoubt,
             doubt: BTreeSet::new(),
             promised: None,
+            behind: None,
+            unproven: BTreeMap::new(),
         }
     }
 
@@ -156,21 +181,20 @@ impl Replay {
                 self.arrive_at(number);
                 read.based = found == 0 && record.kind == Kind::Summary;
             }
-            let before = self.expected;
+            let lost = self.expected.map_or(0, |expected| record.sequence.saturating_sub(expected));
             self.record(&record, number);
-            let padding = bytes[at..found].iter().all(|byte| *byte == 0);
-            if found > at && !padding {
-                let lost = before.map_or(0, |before| record.sequence.saturating_sub(before));
-                self.findings.push(Finding::Corrupt { segment: number, offset: at as u64, lost });
+            if lost > 0 {
+                let (segment, offset) = self.behind.unwrap_or((number, 0));
+                self.findings.push(Finding::Corrupt { segment, offset, lost });
+            } else if bytes[at..found].iter().any(|byte| *byte != 0) {
+                self.findings.push(Finding::Debris { segment: number, offset: at as u64 });
             }
             read.continued = record.kind == Kind::End;
             at = record.end;
             read.end = Some(at as u64);
+            self.behind = Some((number, at as u64));
         }
-        if !read.continued
-            && read.end.is_some()
-            && bytes.get(at..).is_some_and(|rest| rest.starts_with(&mark.to_le_bytes()))
-        {
+        if !read.continued && read.end.is_some() && bytes[at..].starts_with(&mark.to_le_bytes()) {
             self.findings.push(Finding::Torn { segment: number, offset: at as u64 });
         }
         read
@@ -181,11 +205,9 @@ impl Replay {
         if let Some(promised) = self.promised.take().filter(|promised| *promised != segment) {
             self.findings.push(Finding::Missing { segment: promised });
         }
-        // What looked torn at the end of the segment before was not: one has followed.
-        if let Some(Finding::Torn { segment, offset }) = self.findings.last().cloned() {
-            self.findings.pop();
-            self.findings.push(Finding::Corrupt { segment, offset, lost: 0 });
-        }
+        // What looked torn at the end of the segment before is the note that another one has begun, which says
+        // nothing new; unless data records are missing.
+        self.findings.pop_if(|finding| matches!(finding, Finding::Torn { .. }));
     }
 
     fn record(&mut self, record: &Record<'_>, segment: u64) {
@@ -233,9 +255,18 @@ impl Replay {
             }
         }
         for item in &data.writes {
+            let partition = item.partition();
+            let before = self.stored.replicas.get(&partition).map(|replica| replica.replica);
             // A write that does not fit has marked its replica as damaged.
             let _gap = self.stored.apply(to_write(item));
             self.index.apply(item, segment);
+            if self.stored.replicas.get(&partition).map(|replica| replica.replica) != before {
+                self.unproven.remove(&partition);
+            } else if let Item::Append { first, .. } = item
+                && let Some(unproven) = self.unproven.get_mut(&partition)
+            {
+                *unproven = (*unproven).min(first.saturating_sub(1));
+            }
         }
         for partition in lost {
             self.mark_damaged(partition);
@@ -254,11 +285,18 @@ impl Replay {
         self.stored.destroyed.clone_from(&summary.destroyed);
         let before = std::mem::take(&mut self.index.summary);
         for (&partition, outline) in &summary.replicas {
-            let same = before.replicas.get(&partition) == Some(outline)
+            let known = before.replicas.get(&partition);
+            let proven = known.is_some_and(|known| known.or_damaged(outline.damaged) == *outline)
                 && before.counts.get(&partition) == summary.counts.get(&partition);
-            if !same {
-                self.stored.replicas.insert(partition, from_outline(outline));
-                self.index.adopt(partition, *outline);
+            if proven {
+                if let Some(replica) = self.stored.replicas.get_mut(&partition) {
+                    replica.damaged = outline.damaged;
+                }
+            } else {
+                let replica = from_outline(outline, self.stored.replicas.remove(&partition));
+                self.stored.replicas.insert(partition, replica);
+                self.index.forget_place(partition);
+                self.unproven.insert(partition, outline.last);
             }
         }
         self.index.retain(&summary.replicas);
@@ -282,15 +320,29 @@ impl Replay {
         for partition in std::mem::take(&mut self.doubt) {
             self.mark_damaged(partition);
         }
-        let lacking = |replica: &StoredReplica| {
-            !replica.is_whole() || replica.entries.front().is_some_and(is_placeholder)
+        let lacking = |(partition, replica): (&PartitionId, &StoredReplica)| {
+            let unproven = self.unproven.get(partition).is_some_and(|until| replica.first <= *until);
+            (unproven || !replica.is_whole()).then_some(*partition)
         };
-        let damaged: Vec<_> =
-            self.stored.replicas.iter().filter(|(_, replica)| lacking(replica)).map(|(p, _)| *p).collect();
+        let damaged: Vec<_> = self.stored.replicas.iter().filter_map(lacking).collect();
         for partition in damaged {
             self.mark_damaged(partition);
         }
         Ok(())
+    }
+
+    /// All states were read: of a damaged replica as many entries are given as follow on its state.
+    pub(super) fn strip_damaged(&mut self) {
+        for (partition, replica) in &mut self.stored.replicas {
+            if !replica.damaged {
+                continue;
+            }
+            self.findings.push(Finding::Damaged { partition: *partition });
+            let next = replica.state.as_ref().map_or(0, |state| state.index) + 1;
+            let usable = replica.entries.iter().take_while(|entry| !is_placeholder(entry)).count();
+            replica.entries.truncate(if replica.first == next { usable } else { 0 });
+            replica.first = next;
+        }
     }
 }
 
@@ -307,14 +359,23 @@ fn is_placeholder(entry: &LogEntry) -> bool {
     entry.term == 0
 }
 
-fn from_outline(outline: &Outline) -> StoredReplica {
-    let entries = (outline.last + 1).saturating_sub(outline.first);
+/// A replica as a summary knows it, with those of its entries that were read before.
+fn from_outline(outline: &Outline, read: Option<StoredReplica>) -> StoredReplica {
+    let mut read = read.filter(|read| read.replica == outline.replica);
+    let entry = |index: u64| {
+        let read = read.as_mut()?;
+        let at = usize::try_from(index.checked_sub(read.first)?).ok()?;
+        Some(std::mem::replace(read.entries.get_mut(at)?, placeholder()))
+    };
     StoredReplica {
         replica: outline.replica,
         hard_state: outline.hard_state(),
         state: outline.state.map(|file| unread(file.index, file.term)),
         first: outline.first,
-        entries: (0..entries).map(|_| placeholder()).collect(),
+        entries: (outline.first..=outline.last)
+            .map(entry)
+            .map(|entry| entry.unwrap_or_else(placeholder))
+            .collect(),
         damaged: outline.damaged,
     }
 }

@@ -110,6 +110,19 @@ pub enum Request {
     /// Hand everything over and leave the swarm. Answered by [`Response::Leaving`] at once; progress is in
     /// [`NodeStatus`].
     Leave,
+    /// Hand over what the node leads and end, to come back with what is on its disk. Answered by
+    /// [`Response::Leaving`] at once, or refused if it keeps nothing.
+    Stop,
+    /// Make the node's replica of a partition the first and only one of a new generation of its group, because
+    /// the majority is gone for good. Answered by [`Response::Recovered`].
+    Recover {
+        /// The swarm that is meant.
+        swarm: SwarmId,
+        /// The partition.
+        partition: PartitionId,
+        /// Begin with nothing: no replica is left anywhere. Refused if this node holds one.
+        empty: bool,
+    },
 }
 
 impl Request {
@@ -124,7 +137,13 @@ impl Request {
             | Self::Piece { forwarded, .. } => {
                 *forwarded = true;
             }
-            Self::Renew { .. } | Self::View | Self::Status | Self::Ticket | Self::Leave => {}
+            Self::Renew { .. }
+            | Self::View
+            | Self::Status
+            | Self::Ticket
+            | Self::Leave
+            | Self::Stop
+            | Self::Recover { .. } => {}
         }
         self
     }
@@ -205,8 +224,10 @@ pub enum Response {
     Status(Box<NodeStatus>),
     /// A ticket.
     Ticket(String),
-    /// The node is leaving.
+    /// The node is leaving, or ending.
     Leaving,
+    /// The partition begins anew with what this node has of it.
+    Recovered,
     /// Nothing was done.
     Refused(Refusal),
     /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
@@ -305,6 +326,11 @@ pub enum Message {
         swarm: SwarmId,
         /// Partition and term.
         leads: Vec<(PartitionId, u64)>,
+    },
+    /// The sender is about to stop, and to come back: until its link is gone, leaderships are not for it.
+    Stopping {
+        /// Only members of the same swarm listen.
+        swarm: SwarmId,
     },
     /// The sender's swarm has dissolved into another: every partition was empty and is sealed.
     Dissolved {
@@ -408,6 +434,25 @@ pub struct NodeStatus {
     pub leaving: bool,
     /// The replicas that it holds.
     pub replicas: Vec<PartitionStatus>,
+    /// Its data directory; `None`: it keeps nothing across a restart.
+    pub storage: Option<StorageStatus>,
+}
+
+/// How a node's data directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// Where it is.
+    pub path: String,
+    /// Whether the disk is full: writes are refused, reads go on.
+    pub full: bool,
+    /// Syncs since the start.
+    pub fsyncs: u64,
+    /// Bytes written since the start.
+    pub bytes_written: u64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Bytes of the partitions' states.
+    pub state_bytes: u64,
 }
 
 /// One replica as its node sees it.
@@ -431,4 +476,10 @@ pub struct PartitionStatus {
     pub applied: u64,
     /// Entries kept in the log.
     pub log_entries: u64,
+    /// Raft's term.
+    pub term: u64,
+    /// Index and term of the last entry held, applied or not: who holds most is the freshest.
+    pub last: (u64, u64),
+    /// Something of the replica was lost on the disk: it takes no part, and is replaced by its group.
+    pub damaged: bool,
 }

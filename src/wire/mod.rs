@@ -11,7 +11,8 @@ use std::time::Duration;
 pub use crate::codec::{DecodeError, MAX_MESSAGE_BYTES, decode, encode};
 pub use message::{
     Consistency, Hello, MAX_PIECE_BYTES, MAX_RENEWALS, MAX_WAIT_MS, MemberView, Message, NodeStatus,
-    PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, SwarmState, SwarmView,
+    PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, StorageStatus,
+    SwarmState, SwarmView,
 };
 
 use crate::id::NodeId;

@@ -5,6 +5,7 @@
 mod backup;
 mod checker;
 mod contender;
+mod first_format;
 mod hasty;
 mod lab;
 mod locks;

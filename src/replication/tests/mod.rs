@@ -5,8 +5,10 @@
 mod chaos;
 mod history;
 mod hostile;
+mod recovery;
 mod sim;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use history::{BRIEF, COUNT};
@@ -35,10 +37,16 @@ fn cluster_with(seed: u64, partitions: u32, count: u8, config: DriverConfig) -> 
 
 fn apply_change(sim: &mut Sim, partition: PartitionId, change: &Change) {
     let leader = sim.leader(partition).unwrap();
-    let config = sim.status(leader, partition).unwrap().config;
-    let now = sim.now;
-    sim.driver(leader).change(partition, config, change, now).unwrap();
-    sim.settle(leader);
+    let mut config = 0;
+    // What came before may not be on the disk yet.
+    sim.run_while(ms(5000), |sim| {
+        config = sim.status(leader, partition).unwrap().config;
+        let now = sim.now;
+        let result = sim.driver(leader).change(partition, config, change, now);
+        sim.settle(leader);
+        assert!(matches!(result, Ok(()) | Err(ChangeError::Pending)), "{result:?}");
+        result.is_err()
+    });
     sim.run_while(ms(5000), |sim| {
         let status = sim.status(leader, partition).unwrap();
         status.config == config || status.changing
@@ -196,7 +204,7 @@ fn leadership_moves_on_request_without_losing_a_proposal() {
         tags.push(sim.put(nodes[0], partition, b"key", b"value"));
     }
     let now = sim.now;
-    assert_eq!(sim.driver(nodes[0]).hand_over(now), 16);
+    assert_eq!(sim.driver(nodes[0]).hand_over(&BTreeSet::new(), now), 16);
     sim.settle(nodes[0]);
     sim.run(ms(20));
     for tag in tags {
@@ -597,7 +605,7 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
     let version = sim.driver(nodes[0]).state(P).unwrap().version(b"key");
     let stranded = sim.wait(nodes[0], P, b"key", version);
     let now = sim.now;
-    sim.driver(nodes[0]).hand_over(now);
+    sim.driver(nodes[0]).hand_over(&BTreeSet::new(), now);
     sim.settle(nodes[0]);
     sim.run(ms(20));
     assert!(matches!(sim.outcomes[&stranded], Outcome::Refused(Refusal::NotLeader { .. })));
