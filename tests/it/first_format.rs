@@ -39,7 +39,7 @@ async fn written() {
     client.put(key(0), "written again").await.unwrap();
     client.delete(key(1)).await.unwrap();
     client.increment("counter", 41).await.unwrap();
-    client.put_with_ttl("short-lived", "soon gone", Some(Duration::from_secs(1))).await.unwrap();
+    client.put_with_ttl("short-lived", "soon gone", Duration::from_secs(1)).await.unwrap();
     let guard = client.lock("held").lease(Duration::from_secs(3600)).note("by the first").acquire().await.unwrap();
     client.put_fenced("fenced", "by the holder", guard.token()).await.unwrap();
     println!("token {}", guard.token());
