@@ -133,7 +133,7 @@ pub(super) struct Call<'a, R> {
     maybe_applied: bool,
     /// A wait was told that nothing changed.
     heard: bool,
-    /// Where it is left for the node, to travel with others; `None`: it is sent alone.
+    /// Where the first attempt is left for the node, to travel with others; `None`: it is sent alone.
     outbox: Option<&'a Outbox>,
 }
 
@@ -158,7 +158,7 @@ impl<'a, R: Rpc> Call<'a, R> {
         }
     }
 
-    /// Lets it travel with others, and wait no longer than `attempt_timeout` for the answer to its first attempt.
+    /// Lets its first attempt travel with others, and wait no longer than `attempt_timeout` for its answer.
     pub(super) fn through(self, outbox: &'a Outbox, attempt_timeout: Duration) -> Self {
         Self { outbox: Some(outbox), attempt_timeout, ..self }
     }
@@ -271,7 +271,8 @@ impl<'a, R: Rpc> Call<'a, R> {
             return Next::Pause;
         }
         let (request, timeout) = self.request(view.swarm, partition, remaining);
-        let answer = match self.outbox {
+        // What did not come through together is tried again alone: one that is stuck holds up the others' answers.
+        let answer = match self.outbox.take() {
             Some(outbox) => outbox.call(node, request, timeout).await,
             None => router.rpc.call(node, request, timeout).await,
         };

@@ -1,7 +1,8 @@
 //! Requests that may travel together: those that wait for the same node go out in one message.
 //!
-//! A renewal is a call of its own, with its number, its retries and its redirects; only the way to the node is
-//! shared. So a partition that has moved, or that has no quorum, holds up none of the others.
+//! A renewal is a call of its own, with its number, its retries and its redirects; only the first attempt is shared.
+//! Its answers come together, when the last is known. So a partition that has moved costs the others nothing, and one
+//! that is stuck costs them that attempt.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -1,6 +1,6 @@
 //! The client over a network that exists only here: real state machines behind nodes that do what a test says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
@@ -11,7 +11,7 @@ use super::*;
 use crate::id::PartitionId;
 use crate::id::SwarmId;
 use crate::membership::MemberState;
-use crate::state_machine::{Command, Origin, PartitionTime, StateMachine};
+use crate::state_machine::{Answer, Command, MAX_LISTED, Origin, PartitionTime, StateMachine};
 use crate::wire::{MemberView, Refusal, RpcError};
 
 const PARTITIONS: u32 = 8;
@@ -56,6 +56,8 @@ struct World {
     /// Of all partitions but those in `leads`.
     leader: NodeId,
     leads: BTreeMap<PartitionId, NodeId>,
+    /// Partitions that answer nothing.
+    stuck: BTreeSet<PartitionId>,
     linked: Vec<NodeId>,
     moods: BTreeMap<NodeId, Mood>,
     partitions: Vec<StateMachine>,
@@ -93,6 +95,7 @@ impl Net {
             swarm,
             leader: node(1),
             leads: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             linked: vec![node(1), node(2), node(3)],
             moods: BTreeMap::new(),
             partitions: vec![StateMachine::default(); partitions as usize],
@@ -174,6 +177,20 @@ impl Net {
     /// From now on this node leads the partition.
     pub(super) fn lead(&self, partition: u32, number: u8) {
         self.world().leads.insert(PartitionId(partition), node(number));
+    }
+
+    /// Locks that were taken in a partition and not given back.
+    pub(super) fn places(&self, partition: u32) -> usize {
+        let query = Query::Locks { after: Vec::new(), limit: MAX_LISTED };
+        match self.world().partitions[partition as usize].query(&query) {
+            Answer::Locks { locks, .. } => locks.len(),
+            other => panic!("no locks: {other:?}"),
+        }
+    }
+
+    /// From now on the partition answers nothing.
+    pub(super) fn stuck(&self, partition: u32) {
+        self.world().stuck.insert(PartitionId(partition));
     }
 
     /// From now on the partitions' time stands still, or goes on.
@@ -370,6 +387,9 @@ impl Net {
         }
         match (&request, &mood) {
             (_, Mood::Silent) => return silence.await,
+            (Request::Write { partition, .. }, _) if self.world().stuck.contains(partition) => {
+                return silence.await;
+            }
             (Request::View, _) => {
                 let mut world = self.world();
                 world.views += 1;
@@ -828,7 +848,7 @@ async fn who_lost_its_only_link_dials_the_others_it_knows() {
     client.put("k", "one").await.unwrap();
     net.world().linked.clear();
     assert_eq!(client.with_deadline(300 * MS).put("k", "two").await, Err(Error::Unreachable));
-    let wanted: std::collections::BTreeSet<_> = net.world().wanted.drain(..).collect();
+    let wanted: BTreeSet<_> = net.world().wanted.drain(..).collect();
     assert!(wanted.contains(&node(2)) && wanted.contains(&node(3)), "{wanted:?}");
     // Also for questions that are not about a key.
     assert!(client.with_deadline(300 * MS).view().await.is_err());

@@ -456,7 +456,8 @@ impl Swarm {
             return Response::Refused(Refusal::BadRequest(format!("there is no partition {partition}")));
         }
         let result = if empty {
-            self.driver.recover_empty(partition, now)
+            let term = self.leaders[partition.0 as usize].map_or(0, |(term, _)| term);
+            self.driver.recover_empty(partition, term, now)
         } else {
             self.driver.recover(partition, now)
         };

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-use super::durable::{Stored, StoredReplica, Write};
-use super::group::Group;
+use super::durable::{Stored, Write};
+use super::group::{Damaged, Group};
 use super::message::{Body, GroupMessage, RaftKind};
 use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, RecoverError, Refusal};
@@ -35,7 +35,7 @@ pub struct Driver {
     destroyed: BTreeMap<PartitionId, ReplicaId>,
     /// Replicas of which something was lost on the disk. They take no part any more: their leaders are told, and
     /// replace them. What is left of them is kept for [`Driver::recover`].
-    damaged: BTreeMap<PartitionId, StoredReplica>,
+    damaged: BTreeMap<PartitionId, Damaged>,
     /// Groups that this turn has touched.
     touched: BTreeSet<PartitionId>,
     next_tick: Timestamp,
@@ -94,8 +94,8 @@ impl Driver {
                     self.groups.insert(partition, group);
                     self.touched.insert(partition);
                 }
-                Err(unusable) => {
-                    self.damaged.insert(partition, unusable.0);
+                Err(damaged) => {
+                    self.damaged.insert(partition, damaged);
                 }
             }
         }
@@ -113,10 +113,10 @@ impl Driver {
     pub fn keep_state(&mut self, partition: PartitionId) {
         if let Some(group) = self.groups.get(&partition) {
             group.keep_state(false, &mut self.shared);
-        } else if let Some(damaged) = self.damaged.get(&partition)
-            && let Some(state) = damaged.state.clone()
+        } else if let Some(Damaged { stored, .. }) = self.damaged.get(&partition)
+            && let Some(state) = stored.state.clone()
         {
-            let replica = damaged.replica;
+            let replica = stored.replica;
             self.shared.keep(Write::State { partition, replica, replaces_log: false, state });
         }
     }
@@ -145,7 +145,7 @@ impl Driver {
             group.recover(&mut self.shared)?;
         } else {
             let damaged = self.damaged.get(&partition).ok_or(RecoverError::NoReplica)?;
-            old = damaged.replica;
+            old = damaged.stored.replica;
             let group = Group::recovered(partition, damaged, &mut self.shared)?;
             self.groups.insert(partition, group);
             self.damaged.remove(&partition);
@@ -160,17 +160,41 @@ impl Driver {
         *destroyed = (*destroyed).max(replica);
     }
 
-    /// Begins a new generation of a group with nothing: no replica of it is left anywhere.
+    /// Begins a new generation of a group with nothing: no replica of it with a state is left anywhere. `term` is
+    /// the highest that is known of it.
     ///
     /// # Errors
-    /// If this node holds a replica, which [`Driver::recover`] takes; nothing was done.
-    pub fn recover_empty(&mut self, partition: PartitionId, now: Timestamp) -> Result<(), RecoverError> {
+    /// If this node holds a replica that [`Driver::recover`] takes, or one that is being brought up; nothing was
+    /// done.
+    pub fn recover_empty(
+        &mut self,
+        partition: PartitionId,
+        term: u64,
+        now: Timestamp,
+    ) -> Result<(), RecoverError> {
         self.advance_to(now);
-        if self.groups.contains_key(&partition) || self.damaged.contains_key(&partition) {
-            return Err(RecoverError::NotEmpty);
+        let mut old = None;
+        if let Some(group) = self.groups.get(&partition) {
+            if !group.is_empty_and_alone(&self.shared) {
+                return Err(RecoverError::NotEmpty);
+            }
+            old = Some(group.id());
+        } else if let Some(damaged) = self.damaged.get(&partition) {
+            if damaged.holds_state() {
+                return Err(RecoverError::NotEmpty);
+            }
+            old = Some(damaged.stored.replica);
         }
-        let group = Group::anew(partition, &mut self.shared)?;
-        self.groups.insert(partition, group);
+        let last_here = old.into_iter().chain(self.destroyed.get(&partition).copied()).max();
+        let group = Group::anew(partition, term, last_here.unwrap_or(ReplicaId(0)), &mut self.shared)?;
+        self.damaged.remove(&partition);
+        if let Some(mut old) = self.groups.insert(partition, group) {
+            old.close(&mut self.shared);
+        }
+        if let Some(replica) = old {
+            self.note_destroyed(partition, replica);
+            self.shared.keep(Write::Destroy { partition, replica });
+        }
         self.touched.insert(partition);
         Ok(())
     }
@@ -317,6 +341,11 @@ impl Driver {
                 // The group has taken this node in again under a new id: so the replica here was removed. That
                 // is for the group to say, and then the new one is created.
                 self.with(partition, Group::ask_whether_in);
+            } else if to < group.id() && group.has_removed(message.from) && message.body != Body::Retired {
+                // Of an older generation, to one that is no more: its replicas may have found a majority of their
+                // own, and would never ask.
+                let answer = Group::message(partition, group.id(), message.from, Body::Retired);
+                self.shared.send(from, answer);
             }
             return;
         }
@@ -345,7 +374,7 @@ impl Driver {
     /// was about it.
     fn is_for_damaged(&mut self, from: NodeId, message: &GroupMessage, from_leader: bool) -> bool {
         let partition = message.partition;
-        let Some(replica) = self.damaged.get(&partition).map(|damaged| damaged.replica) else {
+        let Some(replica) = self.damaged.get(&partition).map(|damaged| damaged.stored.replica) else {
             return false;
         };
         let removed = message.to == replica && message.body == Body::Retired;
@@ -463,7 +492,7 @@ impl Driver {
         if self.ticks.is_multiple_of(self.shared.config.ticks(INQUIRE_DAMAGED)) {
             for (partition, damaged) in &self.damaged {
                 for node in self.shared.linked.clone() {
-                    let inquiry = Group::message(*partition, damaged.replica, ReplicaId(0), Body::Inquiry);
+                    let inquiry = Group::message(*partition, damaged.stored.replica, ReplicaId(0), Body::Inquiry);
                     self.shared.send(node, inquiry);
                 }
             }
@@ -511,7 +540,7 @@ impl Driver {
     pub fn group(&self, partition: PartitionId) -> Option<GroupStatus> {
         match self.groups.get(&partition) {
             Some(group) => Some(group.status(&self.shared)),
-            None => Some(Group::damaged_status(self.damaged.get(&partition)?, &self.shared)),
+            None => Some(self.damaged.get(&partition)?.status.clone()),
         }
     }
 

@@ -159,7 +159,7 @@ impl StateMachine {
                     Reply::Conflict { version: found }
                 }
             }
-            Operation::Increment { key, by } => self.increment(key, by, version),
+            Operation::Increment { key, by } => self.increment(&key, by, version),
             Operation::Expire { key, ttl_ms } => match self.keys.get(&key) {
                 Some(slot) => {
                     let value = slot.value.to_vec();
@@ -227,15 +227,15 @@ impl StateMachine {
         Reply::Written { version }
     }
 
-    fn increment(&mut self, key: Vec<u8>, by: i64, version: Version) -> Reply {
-        let (sum, expiry) = match self.keys.get(&key) {
+    fn increment(&mut self, key: &[u8], by: i64, version: Version) -> Reply {
+        let (sum, expiry) = match self.keys.get(key) {
             Some(slot) => (integer(slot.value).and_then(|value| value.checked_add(by)), slot.expiry),
             None => (Some(by), None),
         };
         let Some(value) = sum else {
             return Reply::NotAnInteger;
         };
-        self.keys.insert(&key, Slot { value: value.to_string().as_bytes(), version, expiry });
+        self.keys.insert(key, Slot { value: value.to_string().as_bytes(), version, expiry });
         Reply::Incremented { value, version }
     }
 

@@ -79,23 +79,37 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
+    phase: Phase,
     queue: VecDeque<Batch>,
     /// Batches and bytes submitted and not persisted, also those that are being written.
     waiting: usize,
     waiting_bytes: usize,
-    /// No more is taken; what waits is written.
-    closing: bool,
-    /// What waits is not written.
-    abandoned: bool,
-    ended: bool,
-    stats: StoreStats,
-    // What was not told yet.
-    persisted: Option<u64>,
     full: bool,
-    told_full: bool,
-    wanted: Vec<PartitionId>,
     failed: Option<Arc<io::Error>>,
-    told_failed: bool,
+    stats: StoreStats,
+    news: News,
+}
+
+/// How far a store is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Phase {
+    #[default]
+    Open,
+    /// No more is taken; what waits is written.
+    Closing,
+    /// What waits is not written.
+    Abandoned,
+    /// The thread has ended.
+    Ended,
+}
+
+/// What was not told yet.
+#[derive(Debug, Default)]
+struct News {
+    persisted: Option<u64>,
+    failed: Option<Arc<io::Error>>,
+    full: Option<bool>,
+    wanted: Vec<PartitionId>,
 }
 
 impl Shared {
@@ -117,13 +131,8 @@ impl Store {
         mut progress: impl FnMut(Progress),
     ) -> Result<(Self, Recovered), StoreError> {
         let path = dir.swarm_path(swarm);
-        let Opened { writer, stored, findings } = Writer::open(
-            Arc::clone(dir.disk()),
-            path.clone(),
-            config.clone(),
-            rand::random(),
-            &mut progress,
-        )?;
+        let Opened { writer, stored, findings } =
+            Writer::open(dir.disk(), &path, config.clone(), rand::random(), &mut progress)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State { stats: writer.stats(), ..State::default() }),
             work: Condvar::new(),
@@ -145,7 +154,7 @@ impl Store {
     /// If [`has_room`](Self::has_room) says no, or the store has failed or is closed.
     pub fn submit(&self, batch: u64, writes: Vec<Write>) -> Result<(), SubmitError> {
         let mut state = self.shared.state();
-        if state.failed.is_some() || state.closing || state.abandoned || state.ended {
+        if state.phase > Phase::Open || state.failed.is_some() {
             return Err(SubmitError::Closed);
         }
         if !self.fits(&state) {
@@ -173,7 +182,7 @@ impl Store {
     pub async fn next_event(&self) -> Event {
         loop {
             let notified = self.shared.event.notified();
-            if let Some(event) = self.shared.state().next_event() {
+            if let Some(event) = self.shared.state().news.next() {
                 return event;
             }
             notified.await;
@@ -195,9 +204,9 @@ impl Store {
             let ended = self.shared.ended.notified();
             {
                 let mut state = self.shared.state();
-                state.closing = true;
+                state.phase = state.phase.max(Phase::Closing);
                 self.shared.work.notify_one();
-                if state.ended {
+                if state.phase == Phase::Ended {
                     break;
                 }
             }
@@ -222,31 +231,25 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.shared.state().abandoned = true;
+        {
+            let mut state = self.shared.state();
+            state.phase = state.phase.max(Phase::Abandoned);
+        }
         self.shared.work.notify_one();
         self.join();
     }
 }
 
-impl State {
-    fn next_event(&mut self) -> Option<Event> {
-        if let Some(batch) = self.persisted.take() {
-            return Some(Event::Persisted(batch));
-        }
-        if let Some(error) = &self.failed
-            && !self.told_failed
-        {
-            self.told_failed = true;
-            return Some(Event::Failed(Arc::clone(error)));
-        }
-        if self.full != self.told_full {
-            self.told_full = self.full;
-            return Some(if self.full { Event::Full } else { Event::Room });
-        }
-        if !self.wanted.is_empty() {
-            return Some(Event::WantState(std::mem::take(&mut self.wanted)));
-        }
-        None
+impl News {
+    fn next(&mut self) -> Option<Event> {
+        let persisted = self.persisted.take().map(Event::Persisted);
+        persisted
+            .or_else(|| self.failed.take().map(Event::Failed))
+            .or_else(|| self.full.take().map(|full| if full { Event::Full } else { Event::Room }))
+            .or_else(|| {
+                let wanted = std::mem::take(&mut self.wanted);
+                (!wanted.is_empty()).then_some(Event::WantState(wanted))
+            })
     }
 }
 
@@ -281,10 +284,12 @@ impl Drop for Ended {
         let mut state = self.shared.state();
         if let Some(error) = self.failed.take() {
             tracing::error!("the store has failed: {error}");
-            state.failed = Some(Arc::new(error));
+            let error = Arc::new(error);
+            state.failed = Some(Arc::clone(&error));
+            state.news.failed = Some(error);
         }
         state.queue.clear();
-        state.ended = true;
+        state.phase = Phase::Ended;
         drop(state);
         self.shared.event.notify_one();
         self.shared.ended.notify_waiters();
@@ -333,7 +338,7 @@ impl Worker {
     fn next_turn(&self, resting: bool) -> Turn {
         let mut state = self.shared.state();
         loop {
-            if state.abandoned {
+            if state.phase == Phase::Abandoned {
                 return Turn::End;
             }
             if !state.queue.is_empty() {
@@ -348,7 +353,7 @@ impl Worker {
                 }
                 return Turn::Write(batches);
             }
-            if state.closing {
+            if state.phase == Phase::Closing {
                 return Turn::End;
             }
             let wait = if state.full { self.config.retry_after } else { self.config.seal_after };
@@ -359,7 +364,7 @@ impl Worker {
             let (after, timeout) =
                 self.shared.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner);
             state = after;
-            if timeout.timed_out() && state.queue.is_empty() && !state.abandoned && !state.closing {
+            if timeout.timed_out() && state.queue.is_empty() && state.phase == Phase::Open {
                 return Turn::Idle;
             }
         }
@@ -383,8 +388,8 @@ impl Worker {
         let mut state = self.shared.state();
         state.waiting -= batches.len();
         state.waiting_bytes -= batches.iter().map(|batch| batch.bytes).sum::<usize>();
-        state.persisted = batches.last().map(|batch| batch.number);
-        state.wanted.extend(wanted);
+        state.news.persisted = batches.last().map(|batch| batch.number);
+        state.news.wanted.extend(wanted);
         state.stats = stats;
         drop(state);
         self.shared.event.notify_one();
@@ -395,21 +400,22 @@ impl Worker {
     fn wait_for_room(&self, error: &io::Error) -> io::Result<bool> {
         self.set_full(true);
         let state = self.shared.state();
-        if state.closing {
+        if state.phase == Phase::Closing {
             return Err(io::Error::new(error.kind(), "the disk is full"));
         }
         let (state, _) = self
             .shared
             .work
-            .wait_timeout_while(state, self.config.retry_after, |state| !state.abandoned && !state.closing)
+            .wait_timeout_while(state, self.config.retry_after, |state| state.phase == Phase::Open)
             .unwrap_or_else(PoisonError::into_inner);
-        Ok(!state.abandoned)
+        Ok(state.phase != Phase::Abandoned)
     }
 
     fn set_full(&self, full: bool) {
         let mut state = self.shared.state();
         if state.full != full {
             state.full = full;
+            state.news.full = Some(full);
             drop(state);
             self.shared.event.notify_one();
         }
@@ -445,7 +451,7 @@ impl Worker {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        if self.shared.state().abandoned {
+        if self.shared.state().phase == Phase::Abandoned {
             return Ok(());
         }
         match self.writer.seal() {

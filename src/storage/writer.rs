@@ -28,6 +28,8 @@ const UNREADABLE_BYTES: usize = 4096;
 const SUMMARY_EVERY_BYTES: u64 = 1024 * 1024;
 /// A summary that is written to prove what was written before it stands in another block than that, in bytes.
 const BLOCK_BYTES: u64 = 4096;
+/// Kept free at the end of a segment for the note that another one has begun.
+const END_BYTES: u64 = 64;
 /// Partitions that are asked for their states at a time.
 const STATES_AT_A_TIME: usize = 4;
 
@@ -138,23 +140,23 @@ fn segment_number(name: &str) -> Option<u64> {
 impl Writer {
     /// Reads what is there, makes the end of it durable, and goes on behind it.
     pub(super) fn open(
-        disk: Arc<dyn Disk>,
-        path: PathBuf,
+        disk: &Arc<dyn Disk>,
+        path: &Path,
         config: StoreConfig,
         new_log: u64,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Opened, StoreError> {
-        let io = |source| StoreError::Io { path: path.clone(), source };
-        disk.make_dir(&path).map_err(io)?;
+        let io = |source| StoreError::Io { path: path.to_owned(), source };
+        disk.make_dir(path).map_err(io)?;
         if let Some(parent) = path.parent() {
             disk.sync_dir(parent).map_err(io)?;
         }
-        let names = disk.list(&path).map_err(io)?;
+        let names = disk.list(path).map_err(io)?;
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
         numbers.sort_unstable();
-        let (log, begun) = identity(&*disk, &path, &numbers, new_log)?;
+        let (log, begun) = identity(&**disk, path, &numbers, new_log)?;
 
-        let mut reader = Reader::new(&*disk, &path, progress);
+        let mut reader = Reader::new(&**disk, path, progress);
         reader.measure(&names).map_err(io)?;
         let mut replay = Replay::new();
         let mut last: Option<(Segment, Read)> = None;
@@ -172,7 +174,7 @@ impl Writer {
         if last.is_some() || begun {
             replay.finish().map_err(|Forgotten| {
                 report(&replay.findings);
-                StoreError::Forgotten { path: path.clone() }
+                StoreError::Forgotten { path: path.to_owned() }
             })?;
         }
         reader.states(&mut replay).map_err(io)?;
@@ -182,16 +184,16 @@ impl Writer {
         let current = match last {
             Some((segment, read)) => {
                 let end = read.end.unwrap_or(0);
-                Current::go_on(&*disk, &path, segment, end, &mut reader.buffer, &mut stats)
+                Current::go_on(&**disk, path, segment, end, &mut reader.buffer, &mut stats)
             }
-            None => Current::nothing(&*disk, &path, numbers.last().map_or(1, |number| number + 1)),
+            None => Current::nothing(&**disk, path, numbers.last().map_or(1, |number| number + 1)),
         };
         let mut writer = Self {
             current: current.map_err(io)?,
             sequence: replay.next_sequence().unwrap_or(1),
             index: replay.index,
-            disk: Arc::clone(&disk),
-            path: path.clone(),
+            disk: Arc::clone(disk),
+            path: path.to_owned(),
             config,
             log,
             segments,
@@ -211,12 +213,13 @@ impl Writer {
     fn begin(&mut self, names: &[String], begun: bool, harmed: bool) -> io::Result<()> {
         self.index.take_obsolete();
         self.index.summary.log = self.log;
+        let new = self.current.offset == 0;
         match self.seal() {
             // Nothing new would be said: a full disk does not keep anybody from reading.
             Err(Trouble::Full(_)) if begun && !harmed => {}
             result => result.map_err(Trouble::into_error)?,
         }
-        if self.current.begin == 0 && !self.current.based {
+        if new {
             self.current.begin = self.current.offset;
             self.current.based = true;
         }
@@ -245,8 +248,7 @@ impl Writer {
     pub(super) fn commit(&mut self, batches: &[Batch]) -> Result<(), Trouble> {
         let files = self.write_states(batches)?;
         let mut encoded = self.encode(batches, &files)?;
-        let end = self.current.offset + self.buffer.len() as u64;
-        if end > self.config.segment_bytes && self.current.offset > self.current.begin {
+        if !self.fits(self.current.offset) {
             self.roll()?;
             encoded = self.encode(batches, &files)?;
         }
@@ -260,6 +262,13 @@ impl Writer {
         let oldest = self.oldest();
         self.wanted.open.retain(|partition| self.index.holds(*partition, oldest));
         Ok(())
+    }
+
+    /// Whether the record in the buffer belongs into the current segment, at an offset. One that is longer than a
+    /// segment has one of its own.
+    fn fits(&self, at: u64) -> bool {
+        at + self.buffer.len() as u64 + END_BYTES <= self.config.segment_bytes
+            || self.current.offset <= self.current.begin
     }
 
     /// Puts the record into the buffer; whether it carries a summary.
@@ -429,6 +438,12 @@ impl Writer {
         )?;
         // Damage to one block is not to reach both the last record and what proves that it was there.
         let at = self.current.offset.next_multiple_of(BLOCK_BYTES);
+        if !self.fits(at) {
+            // The next segment begins with a summary.
+            self.roll()?;
+            self.sealed = true;
+            return Ok(());
+        }
         let gap = usize::try_from(at - self.current.offset).unwrap_or(0);
         self.buffer.splice(0..0, std::iter::repeat_n(0, gap));
         self.write_record()?;
@@ -461,8 +476,7 @@ impl Writer {
         let based = self.segments.iter().map(|segment| (segment.number, segment.based));
         let keep_from = based
             .chain([(self.current.number, self.current.based)])
-            .filter(|(number, based)| *number <= needed && *based)
-            .last();
+            .rfind(|(number, based)| *number <= needed && *based);
         let Some((keep_from, _)) = keep_from else {
             return Ok(());
         };

@@ -26,12 +26,13 @@ const AFTER: Duration = Duration::from_secs(3);
 const CALM: Duration = Duration::from_secs(1);
 /// ... or this has passed.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// A write that is not answered by then is given up; the next one takes a new connection.
-const ATTEMPT: Duration = Duration::from_secs(1);
+/// A write that is not answered by then is given up; the next one takes a new connection. Short, because what is sent
+/// while nobody leads may hang until it is sent again (etcd), and then this is the resolution of the outage.
+const ATTEMPT: Duration = Duration::from_millis(250);
 /// Between two attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(10);
 /// How often a key is asked for before it counts as unread.
-const READ_ATTEMPTS: u32 = 3;
+const READ_ATTEMPTS: u32 = 10;
 /// What is written.
 const VALUE: &[u8] = b"acknowledged";
 

@@ -123,7 +123,7 @@ pub(in crate::client) async fn restore<R: Rpc, F: AsyncRead + AsyncSeek + Unpin 
     let target = Target { client: client.clone(), swarm: view.swarm, backup: verified.backup };
 
     let (partitions, above) = (view.partitions, verified.above);
-    let contents = target.all(partitions, |target, place| target.contents(place)).await?;
+    let contents = target.all(partitions, Target::contents).await?;
     if contents
         .iter()
         .any(|(empty, import)| !empty && import.is_none_or(|import| import.backup != verified.backup))

@@ -9,7 +9,7 @@ use super::super::tests::{MS, Mood, Net};
 use super::super::{Client, Entry, Error};
 use super::*;
 use crate::id::{FencingToken, SwarmId, Version};
-use crate::state_machine::MAX_IMPORTED_BYTES;
+use crate::state_machine::{MAX_IMPORTED_BYTES, StateMachine};
 use crate::wire::Refusal;
 
 const OLD: SwarmId = SwarmId(7);
@@ -164,7 +164,7 @@ async fn a_swarm_that_holds_something_is_refused_and_not_changed() {
     let net = Net::of(NEW, 3);
     let new = net.client_drawing(2);
     new.put("mine", "v").await.unwrap();
-    let highest = |net: &Net| net.states().iter().map(|state| state.highest()).max();
+    let highest = |net: &Net| net.states().iter().map(StateMachine::highest).max();
     let before = highest(&net);
     let error = put_back(&new, &file).await.unwrap_err();
     assert!(matches!(error, RestoreError::NotEmpty), "{error}");
@@ -180,7 +180,7 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
     let net = Net::of(NEW, 3);
     let new = net.client_drawing(2);
     let interrupt = async {
-        while net.states().iter().map(|state| state.len()).sum::<usize>() < KEYS / 3 {
+        while net.states().iter().map(StateMachine::len).sum::<usize>() < KEYS / 3 {
             sleep(MS).await;
         }
         net.cut(true);
@@ -208,13 +208,13 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
     assert_eq!(value(&new, &there[0]).await.unwrap(), b"newer");
     assert_eq!(value(&new, &there[1]).await, None);
     assert_eq!(value(&new, &missing).await.unwrap(), b"newer");
-    let held: usize = net.states().iter().map(|state| state.len()).sum();
+    let held: usize = net.states().iter().map(StateMachine::len).sum();
     assert_eq!(held, KEYS - 1);
     // Once more changes nothing.
-    let states: Vec<usize> = net.states().iter().map(|state| state.len()).collect();
+    let states: Vec<usize> = net.states().iter().map(StateMachine::len).collect();
     let once_more = put_back(&new, &file).await.unwrap();
     assert_eq!(once_more.before, KEYS as u64);
-    assert_eq!(net.states().iter().map(|state| state.len()).collect::<Vec<_>>(), states);
+    assert_eq!(net.states().iter().map(StateMachine::len).collect::<Vec<_>>(), states);
     // Another backup does not go there.
     let (other, _) = backup_of(&swarm_with(3).await).await.unwrap();
     assert!(matches!(put_back(&new, &other).await, Err(RestoreError::NotEmpty)));

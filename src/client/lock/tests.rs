@@ -86,6 +86,33 @@ async fn a_partition_that_moves_or_falls_silent_holds_up_no_other_renewal() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_partition_that_is_stuck_takes_no_other_along() {
+    let (net, one, _) = two();
+    let mut guards = Vec::new();
+    for number in 0..100 {
+        guards.push(take(&one, &format!("lock {number}")).await);
+    }
+    let there = guards.len();
+    // The others send on what they are asked, and wait for the same answer.
+    net.mood(2, Mood::Forwarding);
+    net.mood(3, Mood::Forwarding);
+    net.stuck(3);
+    let mut least = vec![LEASE; there];
+    let end = Instant::now() + 5 * LEASE;
+    while Instant::now() < end {
+        sleep(10 * MS).await;
+        for (least, guard) in least.iter_mut().zip(&guards) {
+            *least = guard.remaining().min(*least);
+        }
+    }
+    let lost = guards.iter().filter(|guard| !guard.is_held()).count();
+    assert_eq!(lost, net.places(3), "its own are lost, and no others");
+    // Two thirds of the lease were left, less what it does not rely on, and one attempt was in vain.
+    least.retain(|least| !least.is_zero());
+    assert!(least.iter().all(|least| *least > LEASE * 2 / 5), "{:?}", least.iter().min());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_is_woken_by_the_release() {
     let (_, one, other) = two();
     let guard = take(&one, "a").await;

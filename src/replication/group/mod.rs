@@ -38,6 +38,7 @@ use crate::state_machine::StateMachine;
 use crate::time::Timestamp;
 use lead::Lead;
 use proposals::{MAX_UNCOMMITTED_BYTES, Pending};
+pub(super) use recovery::Damaged;
 use turn::Unstored;
 
 /// Bytes of entries in one message; a single longer entry still travels.

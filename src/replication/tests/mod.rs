@@ -5,6 +5,7 @@
 mod chaos;
 mod history;
 mod hostile;
+mod recovery;
 mod sim;
 
 use std::collections::BTreeSet;
@@ -36,10 +37,16 @@ fn cluster_with(seed: u64, partitions: u32, count: u8, config: DriverConfig) -> 
 
 fn apply_change(sim: &mut Sim, partition: PartitionId, change: &Change) {
     let leader = sim.leader(partition).unwrap();
-    let config = sim.status(leader, partition).unwrap().config;
-    let now = sim.now;
-    sim.driver(leader).change(partition, config, change, now).unwrap();
-    sim.settle(leader);
+    let mut config = 0;
+    // What came before may not be on the disk yet.
+    sim.run_while(ms(5000), |sim| {
+        config = sim.status(leader, partition).unwrap().config;
+        let now = sim.now;
+        let result = sim.driver(leader).change(partition, config, change, now);
+        sim.settle(leader);
+        assert!(matches!(result, Ok(()) | Err(ChangeError::Pending)), "{result:?}");
+        result.is_err()
+    });
     sim.run_while(ms(5000), |sim| {
         let status = sim.status(leader, partition).unwrap();
         status.config == config || status.changing

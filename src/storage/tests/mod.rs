@@ -492,7 +492,7 @@ fn first_format() -> Vec<Write> {
         Write::Destroy { partition: PartitionId(9), replica: ReplicaId(1) },
         append(0, 5, 200),
         append(0, 100, 500),
-        append(0, 600, 300),
+        append(0, 600, 400),
         append(11, 1, 1),
     ]
 }
