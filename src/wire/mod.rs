@@ -4,6 +4,8 @@
 //! pure; `net` carries the bytes, the simulator carries the values.
 
 mod message;
+#[cfg(test)]
+mod recorded;
 
 use std::future::Future;
 use std::time::Duration;

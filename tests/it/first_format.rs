@@ -16,8 +16,8 @@ use super::swarm::{machine, on, start, within};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/node-format-1");
 /// What the fixture's names are, as they were drawn when it was written.
-const NODE: &str = "NODE_ID";
-const SWARM: &str = "SWARM_ID";
+const NODE: &str = "12D3KooWKMZ3obZrDPddQhZyHjsgqF5s28g3FT2WSqTHAHP9C3ZU";
+const SWARM: &str = "d0af0fa8c2c6329560c3a6ddb36bf3ae";
 const PARTITIONS: u32 = 3;
 const KEYS: u32 = 12;
 
