@@ -16,7 +16,7 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock};
+use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock, recover};
 use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -251,6 +251,22 @@ enum Sub {
         /// Only hand over what it leads, and end: it comes back with what is in its --data-dir
         #[arg(long)]
         restart: bool,
+    },
+
+    /// Let partitions whose majority is gone for good go on with what is left of them
+    #[command(
+        after_help = "Examples:\n  roundtable recover            what is left, what may be lost; changes nothing\n  roundtable recover --force    go on with what is left\n\nFirst try to bring the missing members back: with a majority of its voters a partition goes on by\nitself and nothing is lost. Exit code 0: nothing to recover, or all of it was; 5: there are\npartitions without a quorum."
+    )]
+    Recover {
+        /// Only these (repeatable)
+        #[arg(long = "partition", value_name = "N", value_delimiter = ',')]
+        partitions: Vec<u32>,
+        /// Do it; what never reached the copies that are left is lost, and this cannot be undone
+        #[arg(long)]
+        force: bool,
+        /// Also begin partitions with nothing, of which no copy is left
+        #[arg(long)]
+        abandon_lost: bool,
     },
 
     /// Write everything that the swarm holds to a file
@@ -516,6 +532,9 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
         Sub::Leave { node, restart } => Command::Leave(leave::Leave { node, restart }),
+        Sub::Recover { partitions, force, abandon_lost } => {
+            Command::Recover(recover::Recover { partitions, force, abandon_lost })
+        }
         Sub::Lock { name, list: true, .. } => Command::Locks(lock::List { name: name.map(|name| name.0) }),
         Sub::Lock { name, permits, run, .. } => {
             let name = name.map(|name| name.0).unwrap_or_default();
@@ -702,6 +721,18 @@ mod tests {
         assert_eq!((run.name.as_slice(), run.wait), (&b"name"[..], Some(Duration::from_secs(60))));
         assert_eq!(run.args, ["-l", "--wait"]);
         assert!(matches!(command_of("lock --list"), Command::Locks(lock::List { name: None })));
+    }
+
+    #[test]
+    fn recovery_only_explains_unless_it_is_forced() {
+        let Command::Recover(recover) = command_of("recover --partition 3,4 --partition 9") else {
+            panic!("not recover")
+        };
+        assert_eq!((recover.partitions.as_slice(), recover.force), (&[3, 4, 9][..], false));
+        let Command::Recover(recover) = command_of("recover --force --abandon-lost") else {
+            panic!("not recover")
+        };
+        assert_eq!((recover.partitions.len(), recover.force, recover.abandon_lost), (0, true, true));
     }
 
     #[test]
