@@ -4,6 +4,7 @@
 
 mod backup;
 mod checker;
+mod durable;
 mod lab;
 mod locks;
 mod swarm;
