@@ -196,8 +196,8 @@ fn conclude(
     output.answer(
         || {
             format!(
-                "{serving} of {} serve again. Copies of them that come back are destroyed and made anew.",
-                units::partitions(asked.len())
+                "{serving} of {} partitions serve again; other copies of them that come back are made anew",
+                asked.len()
             )
         },
         || {
@@ -416,7 +416,10 @@ impl Look {
     }
 
     fn group_text(&self, condition: &Condition, partitions: &[PartitionId]) -> Vec<String> {
-        let which = format!("partitions {} ({})", units::ranges(partitions), partitions.len());
+        let which = match partitions {
+            [partition] => format!("partition {partition}"),
+            several => format!("partitions {} ({})", units::ranges(several), several.len()),
+        };
         let names = |nodes: &[NodeId]| nodes.iter().map(|node| name(*node)).collect::<Vec<_>>().join(", ");
         match condition {
             Condition::Stalled(stalled) => {
