@@ -243,7 +243,7 @@ enum Sub {
 
     /// Let a node hand over everything it holds, and end
     #[command(
-        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same."
+        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same; if it has a\n--data-dir, Ctrl-C does what --restart does. Ends when the node is gone."
     )]
     Leave {
         /// Which node: its id, or the end of it
@@ -404,7 +404,9 @@ Where it listens decides who can come:
   roundtable up --join rt1...     joins by that line from another machine
   roundtable up --lan --open      everyone who reaches this machine. No secret!
 
-Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).")]
+Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).
+With --data-dir it only stops: others take over what it leads, and it comes back when it is started
+again with the same directory. To leave for good: `roundtable leave`.")]
 struct UpArgs {
     /// Listen on all interfaces, and be found by multicast DNS
     #[arg(long, env = "ROUNDTABLE_LAN", hide_env_values = true, value_parser = FalseyValueParser::new())]
