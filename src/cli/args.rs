@@ -16,7 +16,7 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock};
+use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock, recover};
 use crate::id::FencingToken;
 use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -250,7 +250,7 @@ enum Sub {
 
     /// Let a node hand over everything it holds, and end
     #[command(
-        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same."
+        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same; if it has a\n--data-dir, Ctrl-C does what --restart does. Ends when the node is gone."
     )]
     Leave {
         /// Which node: its id, or the end of it
@@ -258,6 +258,22 @@ enum Sub {
         /// Only hand over what it leads, and end: it comes back with what is in its --data-dir
         #[arg(long)]
         restart: bool,
+    },
+
+    /// Let partitions whose majority is gone for good go on with what is left of them
+    #[command(
+        after_help = "Examples:\n  roundtable recover            what is left, what may be lost; changes nothing\n  roundtable recover --force    go on with what is left\n\nFirst try to bring the missing members back: with a majority of its voters a partition goes on by\nitself and nothing is lost. Exit code 0: nothing to recover, or all of it was; 5: there are\npartitions without a quorum."
+    )]
+    Recover {
+        /// Only these (repeatable)
+        #[arg(long = "partition", value_name = "N", value_delimiter = ',')]
+        partitions: Vec<u32>,
+        /// Do it; what never reached the copies that are left is lost, and this cannot be undone
+        #[arg(long)]
+        force: bool,
+        /// Also begin partitions with nothing, of which no copy is left
+        #[arg(long)]
+        abandon_lost: bool,
     },
 
     /// Write everything that the swarm holds to a file
@@ -410,7 +426,9 @@ Where it listens decides who can come:
   roundtable up --join rt1...     joins by that line from another machine
   roundtable up --lan --open      everyone who reaches this machine. No secret!
 
-Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).")]
+Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).
+With --data-dir it only stops: others take over what it leads, and it comes back when it is started
+again with the same directory. To leave for good: `roundtable leave`.")]
 struct UpArgs {
     /// Listen on all interfaces, and be found by multicast DNS
     #[arg(long, env = "ROUNDTABLE_LAN", hide_env_values = true, value_parser = FalseyValueParser::new())]
@@ -540,6 +558,9 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
         Sub::Leave { node, restart } => Command::Leave(leave::Leave { node, restart }),
+        Sub::Recover { partitions, force, abandon_lost } => {
+            Command::Recover(recover::Recover { partitions, force, abandon_lost })
+        }
         Sub::Lock { name, list: true, .. } => Command::Locks(lock::List { name: name.map(|name| name.0) }),
         Sub::Lock { name, permits, run, .. } => {
             let name = name.map(|name| name.0).unwrap_or_default();
@@ -748,6 +769,18 @@ mod tests {
         assert_eq!((run.name.as_slice(), run.wait), (&b"name"[..], Some(Duration::from_secs(60))));
         assert_eq!(run.args, ["-l", "--wait"]);
         assert!(matches!(command_of("lock --list"), Command::Locks(lock::List { name: None })));
+    }
+
+    #[test]
+    fn recovery_only_explains_unless_it_is_forced() {
+        let Command::Recover(recover) = command_of("recover --partition 3,4 --partition 9") else {
+            panic!("not recover")
+        };
+        assert_eq!((recover.partitions.as_slice(), recover.force), (&[3, 4, 9][..], false));
+        let Command::Recover(recover) = command_of("recover --force --abandon-lost") else {
+            panic!("not recover")
+        };
+        assert_eq!((recover.partitions.len(), recover.force, recover.abandon_lost), (0, true, true));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `up`: runs a node until it is told to end, and says what happens, one line per event.
 //!
 //! The first interrupt (Ctrl-C, SIGTERM, SIGHUP) lets the node leave: it hands over all that it holds. The
-//! second ends the process at once.
+//! second ends the process at once. A node with a data directory only stops: it hands over what it leads.
 
 use std::io;
 use std::path::PathBuf;

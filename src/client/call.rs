@@ -501,7 +501,11 @@ pub(super) async fn ask<R: Rpc>(
         turn += 1;
         if let Some(node) = node {
             if !linked.contains(&node) {
-                let view = router.cached();
+                let view = match router.cached() {
+                    // Without it nobody knows where the node is.
+                    None => router.fetch().await,
+                    known => known,
+                };
                 let member = view.iter().flat_map(|view| &view.members).find(|member| member.node == node);
                 let addresses = member.map_or(&[][..], |member| &member.addresses);
                 router.rpc.want(node, addresses);

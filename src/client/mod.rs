@@ -264,6 +264,20 @@ impl<R: Rpc> Client<R> {
     /// If no node answered before the deadline.
     pub async fn view(&self) -> Result<SwarmView, Error> {
         match ask(self, None, Request::View).await? {
+            Response::View(view) => {
+                self.shared.router.note(&view);
+                Ok(view)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The swarm as a certain node sees it now.
+    ///
+    /// # Errors
+    /// If it did not answer before the deadline.
+    pub async fn view_of(&self, node: NodeId) -> Result<SwarmView, Error> {
+        match ask(self, Some(node), Request::View).await? {
             Response::View(view) => Ok(view),
             _ => Err(unexpected()),
         }

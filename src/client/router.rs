@@ -134,8 +134,7 @@ impl<R: Rpc> Router<R> {
             let Ok(Response::View(view)) = answer else {
                 continue;
             };
-            if PartitionCount::new(view.partitions).is_err() || view.leaders.len() != view.partitions as usize
-            {
+            if !is_sound(&view) {
                 continue;
             }
             // Two swarms of one name may both be linked: stay with the known one as long as it answers.
@@ -156,6 +155,13 @@ impl<R: Rpc> Router<R> {
         let chosen: Vec<_> = members.sample(&mut lock(&self.rng), REACH_OUT).collect();
         for member in chosen {
             self.rpc.want(member.node, &member.addresses);
+        }
+    }
+
+    /// A node has shown its view to the caller: where members are is worth knowing, if it is the known swarm.
+    pub(super) fn note(&self, view: &SwarmView) {
+        if is_sound(view) && self.cached().is_none_or(|known| known.swarm == view.swarm) {
+            self.learn(view.clone());
         }
     }
 
@@ -235,6 +241,11 @@ impl<R: Rpc> Router<R> {
         }
         linked.choose(&mut lock(&self.rng)).copied()
     }
+}
+
+/// Whether it can be routed by.
+fn is_sound(view: &SwarmView) -> bool {
+    PartitionCount::new(view.partitions).is_ok() && view.leaders.len() == view.partitions as usize
 }
 
 fn is_member(view: &SwarmView, node: NodeId) -> bool {

@@ -233,6 +233,7 @@ impl World {
             addresses: vec![format!("/memory/{number}")],
             weight: 1,
             state: MemberState::Alive,
+            since_ms: Some(1_000),
             draining: false,
             on_ring: true,
         };

@@ -420,7 +420,7 @@ impl Swarm {
                 let response = piece.map_or(Response::Refused(Refusal::NoExport), Response::Piece);
                 return Err(Box::new(response));
             }
-            Request::View => return Err(Box::new(Response::View(self.view()))),
+            Request::View => return Err(Box::new(Response::View(self.view(now)))),
             Request::Recover { swarm, partition, empty } => {
                 return Err(Box::new(self.recover(*swarm, *partition, *empty, now)));
             }
@@ -594,19 +594,27 @@ impl Swarm {
         self.outputs.push_back(Output::Respond { tag, response });
     }
 
-    fn view(&self) -> SwarmView {
-        let members = self
-            .membership
-            .members()
-            .map(|member| MemberView {
-                node: member.node,
-                addresses: member.addresses.clone(),
-                weight: member.weight,
-                state: member.state,
-                draining: member.draining,
-                on_ring: self.ring.members().contains(&member.node),
-            })
-            .collect();
+    fn view(&self, now: Timestamp) -> SwarmView {
+        let on_ring = |node: NodeId| self.ring.members().contains(&node);
+        let heard = self.membership.members().map(|member| MemberView {
+            node: member.node,
+            addresses: member.addresses.clone(),
+            weight: member.weight,
+            state: member.state,
+            since_ms: Some(u64::try_from(now.since(member.since).as_millis()).unwrap_or(u64::MAX)),
+            draining: member.draining,
+            on_ring: on_ring(member.node),
+        });
+        let unheard = self.unheard().map(|member| MemberView {
+            node: member.node,
+            addresses: member.addresses.clone(),
+            weight: member.weight,
+            state: MemberState::Dead,
+            since_ms: None,
+            draining: false,
+            on_ring: on_ring(member.node),
+        });
+        let members = heard.chain(unheard).collect();
         let leaders = self
             .partition_ids()
             .map(|partition| match self.driver.group(partition) {
@@ -654,9 +662,12 @@ impl Swarm {
             weight: member.weight,
             addresses: member.addresses.clone(),
         });
-        let unheard =
-            self.remembered.values().filter(|member| self.membership.member(member.node).is_none()).cloned();
-        heard.chain(unheard).take(MAX_REMEMBERED).collect()
+        heard.chain(self.unheard().cloned()).take(MAX_REMEMBERED).collect()
+    }
+
+    /// Whom this node knew before it restarted and has not heard of since.
+    fn unheard(&self) -> impl Iterator<Item = &Remembered> {
+        self.remembered.values().filter(|member| self.membership.member(member.node).is_none())
     }
 
     fn member_changed(&mut self, change: &Change) {
@@ -713,8 +724,7 @@ impl Swarm {
             })
             .map(|member| (member.node, member.weight))
             .collect();
-        let unheard = self.remembered.values().filter(|_| now < self.remembered_until);
-        for member in unheard.filter(|member| self.membership.member(member.node).is_none()) {
+        for member in self.unheard().filter(|_| now < self.remembered_until) {
             grace_ends = grace_ends.min(self.remembered_until);
             members.push((member.node, member.weight));
         }

@@ -407,6 +407,9 @@ pub struct MemberView {
     pub weight: u32,
     /// `alive`, `suspect`, `dead` or `left`.
     pub state: crate::membership::MemberState,
+    /// For how long it has been so, in milliseconds by the clock of the node that answers. `None`: that node knows
+    /// the member from before its own restart and has not heard of it since.
+    pub since_ms: Option<u64>,
     /// Whether it is handing over its replicas in order to leave.
     pub draining: bool,
     /// Whether it counts for placement now.

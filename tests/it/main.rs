@@ -5,6 +5,7 @@
 mod backup;
 mod checker;
 mod contender;
+mod durable;
 mod first_format;
 mod hasty;
 mod lab;
