@@ -137,7 +137,8 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// The version of a key: the log index, in the key's partition, of the write that made it.
+/// The version of a key: the log index, in the key's partition, of the write that made it, plus what the partition
+/// was raised by (see [`Operation::Raise`](crate::state_machine::Operation::Raise)).
 /// Grows with every write of the key and is never reused, not even after a delete.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Version(pub u64);

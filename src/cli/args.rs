@@ -16,7 +16,8 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock};
+use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock, recover};
+use crate::id::FencingToken;
 use crate::node::Reach;
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -115,7 +116,7 @@ enum Sub {
 
     /// Set a key
     #[command(
-        after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png"
+        after_help = "Examples:\n  roundtable put greeting hello\n  roundtable put session abc --ttl 30m\n  roundtable put picture - < picture.png\n  roundtable lock report -- sh -c 'roundtable put report done --token \"$ROUNDTABLE_LOCK_TOKEN\"'\n\nExit code 4 if --token is lower than one that the key was written with; nothing is written then."
     )]
     Put {
         #[command(flatten)]
@@ -125,6 +126,8 @@ enum Sub {
         /// Remove the key after this time
         #[arg(long, value_name = "TIME", value_parser = parse_positive_duration)]
         ttl: Option<Duration>,
+        #[command(flatten)]
+        token: Token,
     },
 
     /// Write a key's value to standard output
@@ -140,10 +143,14 @@ enum Sub {
     },
 
     /// Remove a key
-    #[command(after_help = "Exit code 3 if the key was not there.")]
+    #[command(
+        after_help = "Exit code 3 if the key was not there; 4 if --token is lower than one that it was written with."
+    )]
     Del {
         #[command(flatten)]
         key: Key,
+        #[command(flatten)]
+        token: Token,
     },
 
     /// Set a key only if it is at a known version, or absent
@@ -243,11 +250,30 @@ enum Sub {
 
     /// Let a node hand over everything it holds, and end
     #[command(
-        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same."
+        after_help = "Without NODE: the one node of this machine. Ctrl-C in its terminal does the same; if it has a\n--data-dir, Ctrl-C does what --restart does. Ends when the node is gone."
     )]
     Leave {
         /// Which node: its id, or the end of it
         node: Option<String>,
+        /// Only hand over what it leads, and end: it comes back with what is in its --data-dir
+        #[arg(long)]
+        restart: bool,
+    },
+
+    /// Let partitions whose majority is gone for good go on with what is left of them
+    #[command(
+        after_help = "Examples:\n  roundtable recover            what is left, what may be lost; changes nothing\n  roundtable recover --force    go on with what is left\n\nFirst try to bring the missing members back: with a majority of its voters a partition goes on by\nitself and nothing is lost. Exit code 0: nothing to recover, or all of it was; 5: there are\npartitions without a quorum."
+    )]
+    Recover {
+        /// Only these (repeatable)
+        #[arg(long = "partition", value_name = "N", value_delimiter = ',')]
+        partitions: Vec<u32>,
+        /// Do it; what never reached the copies that are left is lost, and this cannot be undone
+        #[arg(long)]
+        force: bool,
+        /// Also begin partitions with nothing, of which no copy is left
+        #[arg(long)]
+        abandon_lost: bool,
     },
 
     /// Write everything that the swarm holds to a file
@@ -300,7 +326,7 @@ enum Sub {
 
     /// Measure how fast the swarm is from here
     #[command(
-        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16 --keys 1\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
+        after_help = "Examples:\n  roundtable bench\n  roundtable bench --op get --clients 64 --seconds 30\n  roundtable bench --op lock --clients 16            no two want the same lock\n  roundtable bench --op lock --clients 16 --keys 1   all want the same lock\n  roundtable bench --op mixed --pipeline 16 --format json > result.json\n\nUses keys that begin with bench/ and removes them afterwards unless --keep."
     )]
     Bench(BenchArgs),
 
@@ -354,6 +380,21 @@ struct Value {
     value: OsString,
 }
 
+#[derive(Debug, Args)]
+struct Token {
+    /// Only if the key was never written with a higher fencing token: that of the lock under which this is done
+    /// (which a command finds in its environment, see `lock`)
+    // Never taken from the environment by itself: whether a write is fenced is for whoever types it to say.
+    #[arg(long, value_name = "N")]
+    token: Option<u64>,
+}
+
+impl Token {
+    fn given(&self) -> Option<FencingToken> {
+        self.token.map(FencingToken)
+    }
+}
+
 /// Bytes as they were typed; a type of its own, because clap gives `Vec` another meaning.
 #[derive(Debug, Clone)]
 struct Bytes(Vec<u8>);
@@ -385,7 +426,9 @@ Where it listens decides who can come:
   roundtable up --join rt1...     joins by that line from another machine
   roundtable up --lan --open      everyone who reaches this machine. No secret!
 
-Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).")]
+Ctrl-C leaves: what the node holds is handed over first. A second one ends it at once (exit 130).
+With --data-dir it only stops: others take over what it leads, and it comes back when it is started
+again with the same directory. To leave for good: `roundtable leave`.")]
 struct UpArgs {
     /// Listen on all interfaces, and be found by multicast DNS
     #[arg(long, env = "ROUNDTABLE_LAN", hide_env_values = true, value_parser = FalseyValueParser::new())]
@@ -408,6 +451,9 @@ struct UpArgs {
     /// Into how many partitions a new swarm's keys are cut; fixed when it is founded
     #[arg(long, value_name = "N", env = "ROUNDTABLE_PARTITIONS", hide_env_values = true)]
     partitions: Option<NonZeroU32>,
+    /// Keep everything in this directory, and come back from a restart or a crash as the same node
+    #[arg(long, value_name = "DIR", env = "ROUNDTABLE_DATA_DIR", hide_env_values = true)]
+    data_dir: Option<PathBuf>,
     /// After how long a crashed member's replicas are made anew elsewhere
     #[arg(long, value_name = "TIME", env = "ROUNDTABLE_REPLACE_AFTER", hide_env_values = true, value_parser = parse_duration)]
     replace_after: Option<Duration>,
@@ -427,7 +473,7 @@ struct BenchArgs {
     /// Operations that each client has under way
     #[arg(long, value_name = "N", default_value = "1")]
     pipeline: NonZeroUsize,
-    /// Different keys, chosen at random
+    /// Different keys, chosen at random; locks are shared out among the clients, each takes its own in turn
     #[arg(long, value_name = "N", default_value = "10000")]
     keys: NonZeroUsize,
     /// Size of a value, in bytes
@@ -489,9 +535,11 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
 fn command(sub: Sub) -> Result<Command, String> {
     Ok(match sub {
         Sub::Up(args) => Command::Up(up(args)?),
-        Sub::Put { key, value, ttl } => Command::Put(kv::Put { key: key.key.0, value: source(value), ttl }),
+        Sub::Put { key, value, ttl, token } => {
+            Command::Put(kv::Put { key: key.key.0, value: source(value), ttl, token: token.given() })
+        }
         Sub::Get { key, stale } => Command::Get(kv::Get { key: key.key.0, stale }),
-        Sub::Del { key } => Command::Del(kv::Del { key: key.key.0 }),
+        Sub::Del { key, token } => Command::Del(kv::Del { key: key.key.0, token: token.given() }),
         Sub::Cas { key, value, version, absent: _, ttl } => Command::Cas(kv::Cas {
             key: key.key.0,
             value: source(value),
@@ -509,7 +557,10 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Where { key } => Command::Where(inspect::Where { key: key.key.0 }),
         Sub::Status { node } => Command::Status(inspect::Status { node }),
         Sub::Ticket => Command::Ticket,
-        Sub::Leave { node } => Command::Leave(leave::Leave { node }),
+        Sub::Leave { node, restart } => Command::Leave(leave::Leave { node, restart }),
+        Sub::Recover { partitions, force, abandon_lost } => {
+            Command::Recover(recover::Recover { partitions, force, abandon_lost })
+        }
         Sub::Lock { name, list: true, .. } => Command::Locks(lock::List { name: name.map(|name| name.0) }),
         Sub::Lock { name, permits, run, .. } => {
             let name = name.map(|name| name.0).unwrap_or_default();
@@ -545,6 +596,7 @@ fn up(args: UpArgs) -> Result<Up, String> {
         port: args.port,
         open: args.open,
         partitions: args.partitions.map(NonZeroU32::get),
+        data_dir: args.data_dir,
         replace_after: args.replace_after,
         weight: args.weight.map(NonZeroU32::get),
     })
@@ -677,6 +729,28 @@ mod tests {
     }
 
     #[test]
+    fn a_write_is_fenced_only_if_that_is_said() {
+        let Command::Put(put) = command_of("put k v") else { panic!("not put") };
+        assert_eq!(put.token, None);
+        let Command::Put(put) = command_of("put k v --ttl 1m --token 17") else { panic!("not put") };
+        assert_eq!((put.token, put.ttl), (Some(FencingToken(17)), Some(Duration::from_secs(60))));
+        let Command::Del(del) = command_of("del k --token 17") else { panic!("not del") };
+        assert_eq!(del.token, Some(FencingToken(17)));
+        // An empty variable is a mistake, not a write without a token.
+        assert!(
+            parse([
+                OsString::from("roundtable"),
+                "put".into(),
+                "k".into(),
+                "v".into(),
+                "--token".into(),
+                "".into()
+            ])
+            .is_err()
+        );
+    }
+
+    #[test]
     fn global_flags_stand_anywhere() {
         let invocation =
             parse_words("--format json get k --join a,b --join c --timeout 250ms --no-mdns").expect("valid");
@@ -695,6 +769,18 @@ mod tests {
         assert_eq!((run.name.as_slice(), run.wait), (&b"name"[..], Some(Duration::from_secs(60))));
         assert_eq!(run.args, ["-l", "--wait"]);
         assert!(matches!(command_of("lock --list"), Command::Locks(lock::List { name: None })));
+    }
+
+    #[test]
+    fn recovery_only_explains_unless_it_is_forced() {
+        let Command::Recover(recover) = command_of("recover --partition 3,4 --partition 9") else {
+            panic!("not recover")
+        };
+        assert_eq!((recover.partitions.as_slice(), recover.force), (&[3, 4, 9][..], false));
+        let Command::Recover(recover) = command_of("recover --force --abandon-lost") else {
+            panic!("not recover")
+        };
+        assert_eq!((recover.partitions.len(), recover.force, recover.abandon_lost), (0, true, true));
     }
 
     #[test]

@@ -188,15 +188,16 @@ impl Restore {
         let RestoreSummary { swarm, name, keys, before, kept, above } = &summary;
         output.answer(
             || {
-                let mut text = format!("{} keys of the swarm `{name}`", units::count(*keys));
+                let mut text = vec![format!("{} keys of the swarm `{name}`", units::count(*keys))];
                 if *before > 0 {
                     let before = units::count(*before);
-                    text += &format!(", {before} of them by an earlier run (what was changed since stays)");
+                    text.push(format!("{before} of them by an earlier run (what was changed since stays)"));
                 }
                 if *kept > 0 {
                     let kept = units::count(*kept);
-                    text += &format!(", {kept} not, because they had been written meanwhile");
+                    text.push(format!("{kept} not, because they had been written meanwhile"));
                 }
+                let text = text.join(", ");
                 format!("{text}: restored in {}; locks are not", units::duration(took))
             },
             || {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 use super::exit::{Code, Failure};
 use super::up::Up;
 use crate::client::{Error, LockError};
@@ -90,7 +92,26 @@ pub(super) async fn start(target: &Target, up: &Up, reach: crate::node::Reach) -
     if let Some(directory) = &target.runtime_dir {
         node = node.runtime_directory(directory);
     }
-    Ok(node.start().await?)
+    let Some(directory) = &up.data_dir else { return Ok(node.start().await?) };
+    let bar = progress_bar();
+    let shown = bar.clone();
+    let started = node
+        .data_dir(directory)
+        .on_loading(move |progress| {
+            shown.set_length(progress.total);
+            shown.set_position(progress.read);
+        })
+        .start()
+        .await;
+    bar.finish_and_clear();
+    Ok(started?)
+}
+
+/// How far the reading of the data directory is; silent when piped.
+fn progress_bar() -> ProgressBar {
+    let style = "reading the data directory {wide_bar} {bytes}/{total_bytes}, {eta} left";
+    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
 }
 
 /// The addresses behind `--join`, those within tickets included, and whether a secret came with them.
@@ -140,7 +161,7 @@ impl From<ConnectError> for Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let code = match error {
-            StartError::Net(_) => Code::Failed,
+            StartError::Net(_) | StartError::Data(_) => Code::Failed,
             _ => Code::Usage,
         };
         Self::new(code, error.to_string())

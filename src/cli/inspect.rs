@@ -14,7 +14,7 @@ use super::units;
 use crate::id::{NodeId, PartitionId};
 use crate::membership::MemberState;
 use crate::ring::{DEFAULT_REPLICAS, PartitionCount, Ring, Token};
-use crate::wire::{MemberView, NodeStatus, SwarmState, SwarmView};
+use crate::wire::{MemberView, NodeStatus, StorageStatus, SwarmState, SwarmView};
 
 /// `members`.
 pub(super) async fn members(target: &Target, output: Output) -> Result<(), Failure> {
@@ -69,7 +69,9 @@ impl Status {
             None => nearest(&session)?,
         };
         let status = client.status(node).await?;
-        output.answer(|| status_text(&status), || status_json(&status))?;
+        // Only for the names and addresses of those that are missing.
+        let members = client.view_of(node).await.map(|view| view.members).unwrap_or_default();
+        output.answer(|| status_text(&status, &members), || status_json(&status, &members))?;
         verdict(&status)
     }
 }
@@ -124,9 +126,38 @@ pub(super) fn standing(member: &MemberView) -> &'static str {
         MemberState::Alive if member.draining => "leaving",
         MemberState::Alive => "alive",
         MemberState::Suspect => "suspect",
+        MemberState::Dead if member.since_ms.is_none() => "unheard",
         MemberState::Dead => "dead",
         MemberState::Left => "left",
     }
+}
+
+/// A member that is missing: its name, where it was and since when it has been away, as far as that is known.
+pub(super) fn missing_text(node: NodeId, members: &[MemberView]) -> String {
+    let Some(member) = members.iter().find(|member| member.node == node) else {
+        return format!("{} (known by its id only)", name(node));
+    };
+    let at = member.addresses.first().map_or_else(String::new, |at| format!(" at {}", plain_address(at)));
+    let state = match (member.state, member.since_ms) {
+        (MemberState::Dead, None) => "not heard of since this node started".to_owned(),
+        (MemberState::Alive, _) => "no link to it".to_owned(),
+        (_, Some(ms)) => {
+            format!("{} for {}", standing(member), units::duration(Duration::from_millis(ms)))
+        }
+        (_, None) => standing(member).to_owned(),
+    };
+    format!("{}{at} ({state})", name(node))
+}
+
+/// The same for programs.
+pub(super) fn missing_json(node: NodeId, members: &[MemberView]) -> Value {
+    let member = members.iter().find(|member| member.node == node);
+    json!({
+        "node": node.to_string(),
+        "addresses": member.map(|member| &member.addresses),
+        "state": member.map(standing),
+        "since_ms": member.and_then(|member| member.since_ms),
+    })
 }
 
 /// The members as a table.
@@ -195,7 +226,7 @@ fn members_json(view: &SwarmView) -> Value {
 }
 
 /// The ring that follows from a view; `None` if the view's number of partitions is none.
-fn ring_of(view: &SwarmView) -> Option<Ring> {
+pub(super) fn ring_of(view: &SwarmView) -> Option<Ring> {
     let partitions = PartitionCount::new(view.partitions).ok()?;
     let placed = view.members.iter().filter(|member| member.on_ring);
     Some(Ring::new(placed.map(|member| (member.node, member.weight)), partitions, DEFAULT_REPLICAS))
@@ -371,6 +402,7 @@ struct Totals {
     replicas: usize,
     leads: usize,
     without_quorum: usize,
+    damaged: usize,
     keys: u64,
     bytes: u64,
     log_entries: u64,
@@ -381,6 +413,7 @@ fn totals(status: &NodeStatus) -> Totals {
     for replica in &status.replicas {
         totals.leads += usize::from(replica.leader == Some(status.node));
         totals.without_quorum += usize::from(!replica.has_quorum);
+        totals.damaged += usize::from(replica.damaged);
         totals.keys += replica.keys;
         totals.bytes += replica.bytes;
         totals.log_entries += replica.log_entries;
@@ -401,7 +434,88 @@ fn swarm_text(status: &NodeStatus) -> String {
     }
 }
 
-fn status_text(status: &NodeStatus) -> String {
+/// Partitions whose replica on a node has no quorum, and who is missing: partitions of one fate together.
+#[derive(Debug, PartialEq, Eq)]
+struct Stalled {
+    partitions: Vec<PartitionId>,
+    voters: Vec<NodeId>,
+    missing: Vec<NodeId>,
+    damaged: bool,
+}
+
+fn stalled(status: &NodeStatus) -> Vec<Stalled> {
+    let mut groups: BTreeMap<(bool, Vec<NodeId>), Vec<PartitionId>> = BTreeMap::new();
+    for replica in status.replicas.iter().filter(|replica| !replica.has_quorum) {
+        let mut voters = replica.voters.clone();
+        voters.sort_unstable();
+        groups.entry((replica.damaged, voters)).or_default().push(replica.partition);
+    }
+    let is_missing = |node: &NodeId| *node != status.node && !status.links.contains(node);
+    groups
+        .into_iter()
+        .map(|((damaged, voters), partitions)| Stalled {
+            partitions,
+            missing: voters.iter().copied().filter(is_missing).collect(),
+            voters,
+            damaged,
+        })
+        .collect()
+}
+
+impl Stalled {
+    fn text(&self, members: &[MemberView]) -> String {
+        let partitions = units::ranges(&self.partitions);
+        let names: Vec<String> = self.voters.iter().map(|node| name(*node)).collect();
+        if self.damaged {
+            return format!(
+                "  partitions {partitions}: damaged on this node's disk; made anew from the others ({}), if they are a majority",
+                names.join(", ")
+            );
+        }
+        let missing: Vec<String> = self.missing.iter().map(|node| missing_text(*node, members)).collect();
+        let missing = match missing.as_slice() {
+            [] => "all of them are linked, so a leader may be elected any moment".to_owned(),
+            missing => format!("missing {}", missing.join(", ")),
+        };
+        format!("  partitions {partitions}: voters {}; {missing}", names.join(", "))
+    }
+
+    fn json(&self, members: &[MemberView]) -> Value {
+        let ids = |nodes: &[NodeId]| nodes.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let partitions: Vec<u32> = self.partitions.iter().map(|partition| partition.0).collect();
+        let missing: Vec<Value> = self.missing.iter().map(|node| missing_json(*node, members)).collect();
+        json!({
+            "partitions": partitions,
+            "damaged": self.damaged,
+            "voters": ids(&self.voters),
+            "missing": missing,
+        })
+    }
+}
+
+fn storage_text(storage: &StorageStatus) -> String {
+    let full = if storage.full { "; FULL: writes are refused, reads go on" } else { "" };
+    format!(
+        "{}: log {}, states {}, {} syncs{full}",
+        storage.path,
+        units::bytes(storage.log_bytes),
+        units::bytes(storage.state_bytes),
+        units::count(storage.fsyncs),
+    )
+}
+
+fn storage_json(storage: &StorageStatus) -> Value {
+    json!({
+        "path": storage.path,
+        "full": storage.full,
+        "fsyncs": storage.fsyncs,
+        "bytes_written": storage.bytes_written,
+        "log_bytes": storage.log_bytes,
+        "state_bytes": storage.state_bytes,
+    })
+}
+
+fn status_text(status: &NodeStatus, members: &[MemberView]) -> String {
     let totals = totals(status);
     let serving = match verdict(status) {
         Ok(()) if status.leaving => "leaving".to_owned(),
@@ -418,8 +532,11 @@ fn status_text(status: &NodeStatus) -> String {
         (
             "replicas",
             format!(
-                "{} ({} led here, {} without quorum)",
-                totals.replicas, totals.leads, totals.without_quorum
+                "{} ({} led here, {} without quorum{})",
+                totals.replicas,
+                totals.leads,
+                totals.without_quorum,
+                if totals.damaged > 0 { format!(", {} damaged", totals.damaged) } else { String::new() }
             ),
         ),
         (
@@ -431,13 +548,31 @@ fn status_text(status: &NodeStatus) -> String {
                 units::count(totals.log_entries)
             ),
         ),
+        (
+            "disk",
+            status
+                .storage
+                .as_ref()
+                .map_or_else(|| "none: nothing outlives a restart".to_owned(), storage_text),
+        ),
         ("up", units::duration(Duration::from_millis(status.uptime_ms))),
         ("version", status.version.clone()),
     ];
-    lines.map(|(title, text)| format!("{title:<9}  {}", text.trim_end())).join("\n")
+    let mut lines: Vec<String> =
+        lines.iter().map(|(title, text)| format!("{title:<9}  {}", text.trim_end())).collect();
+    let stalled = stalled(status);
+    if !stalled.is_empty() {
+        lines.push("without quorum:".to_owned());
+        lines.extend(stalled.iter().map(|stalled| stalled.text(members)));
+        lines.push(
+            "bring the missing back; if they are gone for good, `roundtable recover` says what is left"
+                .to_owned(),
+        );
+    }
+    lines.join("\n")
 }
 
-fn status_json(status: &NodeStatus) -> Value {
+fn status_json(status: &NodeStatus, members: &[MemberView]) -> Value {
     let totals = totals(status);
     let swarm = match status.state {
         SwarmState::Founded { swarm, .. } => Some(swarm.to_string()),
@@ -458,9 +593,14 @@ fn status_json(status: &NodeStatus) -> Value {
                 "bytes": replica.bytes,
                 "applied": replica.applied,
                 "log_entries": replica.log_entries,
+                "term": replica.term,
+                "last_index": replica.last.0,
+                "last_term": replica.last.1,
+                "damaged": replica.damaged,
             })
         })
         .collect();
+    let stalled: Vec<Value> = stalled(status).iter().map(|stalled| stalled.json(members)).collect();
     json!({
         "node": status.node.to_string(),
         "version": status.version,
@@ -473,6 +613,9 @@ fn status_json(status: &NodeStatus) -> Value {
         "links": ids(&status.links),
         "leads": totals.leads,
         "without_quorum": totals.without_quorum,
+        "damaged": totals.damaged,
+        "stalled": stalled,
+        "storage": status.storage.as_ref().map(storage_json),
         "keys": totals.keys,
         "bytes": totals.bytes,
         "log_entries": totals.log_entries,
@@ -514,6 +657,7 @@ mod tests {
             addresses: vec![format!("/ip4/10.0.0.{number}/tcp/7400")],
             weight: 1,
             state: MemberState::Alive,
+            since_ms: Some(1_000),
             draining: false,
             on_ring: true,
         }
@@ -595,11 +739,13 @@ mod tests {
             links: Vec::new(),
             leaving: false,
             replicas: Vec::new(),
+            storage: None,
         };
         assert_eq!(verdict(&status).expect_err("no swarm").code, Code::Unreachable);
         status.state = SwarmState::Founded { swarm: SwarmId(7), partitions: 64 };
         assert_eq!(verdict(&status), Ok(()));
-        assert!(status_text(&status).contains("serving"));
+        let text = status_text(&status, &[]);
+        assert!(text.contains("serving") && text.contains("nothing outlives"), "{text}");
         status.replicas.push(PartitionStatus {
             partition: PartitionId(0),
             leader: None,
@@ -610,10 +756,83 @@ mod tests {
             bytes: 300,
             applied: 9,
             log_entries: 9,
+            term: 1,
+            last: (0, 0),
+            damaged: false,
         });
         assert_eq!(verdict(&status).expect_err("no quorum").code, Code::NoQuorum);
-        assert!(status_text(&status).contains("1 of 1 replicas have no quorum"));
-        assert_eq!(status_json(&status)["keys"], 3);
+        assert!(status_text(&status, &[]).contains("1 of 1 replicas have no quorum"));
+        assert_eq!(status_json(&status, &[])["keys"], 3);
+    }
+
+    #[test]
+    fn status_names_who_is_missing_and_since_when() {
+        let stalled = |partition, voters: &[u8], damaged| PartitionStatus {
+            partition: PartitionId(partition),
+            leader: None,
+            has_quorum: false,
+            voters: voters.iter().map(|number| node(*number)).collect(),
+            learners: Vec::new(),
+            keys: 3,
+            bytes: 300,
+            applied: 9,
+            log_entries: 9,
+            term: 1,
+            last: (9, 1),
+            damaged,
+        };
+        let mut status = NodeStatus {
+            node: node(1),
+            version: "0.1.0".to_owned(),
+            name: "default".to_owned(),
+            state: SwarmState::Founded { swarm: SwarmId(7), partitions: 64 },
+            addresses: Vec::new(),
+            uptime_ms: 5_000,
+            links: vec![node(4)],
+            leaving: false,
+            replicas: vec![
+                stalled(0, &[1, 2, 3], false),
+                stalled(1, &[3, 2, 1], false),
+                stalled(2, &[1, 2, 3], false),
+                stalled(7, &[1, 2, 4], true),
+                stalled(9, &[1, 4], false),
+            ],
+            storage: Some(StorageStatus {
+                path: "/var/lib/roundtable".to_owned(),
+                full: true,
+                log_bytes: 2048,
+                ..StorageStatus::default()
+            }),
+        };
+        let mut members = [member(2), member(3)];
+        members[0].state = MemberState::Dead;
+        members[0].since_ms = Some(182_000);
+        members[1].state = MemberState::Dead;
+        members[1].since_ms = None;
+        let text = status_text(&status, &members);
+        let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).expect(start);
+        let both = line("partitions 0-2:");
+        assert!(both.contains(&format!("{} at 10.0.0.2:7400 (dead for 3m 2s)", name(node(2)))), "{both}");
+        assert!(both.contains("10.0.0.3:7400 (not heard of since this node started)"), "{both}");
+        assert!(line("partitions 7:").contains("damaged"), "{text}");
+        assert!(line("partitions 9:").contains("all of them are linked"), "{text}");
+        assert!(line("disk").contains("/var/lib/roundtable: log 2.0 KiB") && line("disk").contains("FULL"));
+        assert!(line("replicas").contains("5 without quorum, 1 damaged"), "{text}");
+        assert!(text.contains("roundtable recover"), "{text}");
+
+        let json = status_json(&status, &members);
+        assert_eq!(json["stalled"].as_array().map(Vec::len), Some(3));
+        let both = json["stalled"].as_array().into_iter().flatten();
+        let both = both.into_iter().find(|group| group["partitions"] == json!([0, 1, 2])).expect("a group");
+        assert_eq!(both["missing"][0]["node"].as_str().is_some(), true);
+        assert_eq!(both["missing"].as_array().map(Vec::len), Some(2));
+        assert_eq!((&json["damaged"], &json["storage"]["full"]), (&json!(1), &json!(true)));
+
+        status.replicas.clear();
+        status.storage = None;
+        let text = status_text(&status, &members);
+        assert!(!text.contains("recover"), "{text}");
+        assert_eq!(status_json(&status, &members)["storage"], Value::Null);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::connect::{Target, connect};
 use super::exit::{Code, Failure};
 use super::render::{Output, json_bytes, printable, write_line};
 use crate::client::Error;
-use crate::id::Version;
+use crate::id::{FencingToken, Version};
 use crate::state_machine::{Entry, MAX_VALUE_BYTES};
 
 /// Where a value comes from.
@@ -53,15 +53,20 @@ pub(super) struct Put {
     pub(super) value: Source,
     /// How long it stays.
     pub(super) ttl: Option<Duration>,
+    /// Of the lock under which it is written.
+    pub(super) token: Option<FencingToken>,
 }
 
 impl Put {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let value = self.value.read()?;
         let session = connect(target).await?;
-        let version = match self.ttl {
-            Some(ttl) => session.client.put_with_ttl(self.key, value, ttl).await,
-            None => session.client.put(self.key, value).await,
+        let (client, key) = (&session.client, self.key);
+        let version = match (self.token, self.ttl) {
+            (None, None) => client.put(key, value).await,
+            (None, Some(ttl)) => client.put_with_ttl(key, value, ttl).await,
+            (Some(token), None) => client.put_fenced(key, value, token).await,
+            (Some(token), Some(ttl)) => client.put_fenced_with_ttl(key, value, ttl, token).await,
         };
         written(version?, output)
     }
@@ -97,12 +102,19 @@ impl Get {
 pub(super) struct Del {
     /// The key.
     pub(super) key: Vec<u8>,
+    /// Of the lock under which it is removed.
+    pub(super) token: Option<FencingToken>,
 }
 
 impl Del {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let session = connect(target).await?;
-        if !session.client.delete(self.key.as_slice()).await? {
+        let (client, key) = (&session.client, self.key.as_slice());
+        let existed = match self.token {
+            Some(token) => client.delete_fenced(key, token).await?,
+            None => client.delete(key).await?,
+        };
+        if !existed {
             return Err(not_there(&self.key));
         }
         output.answer(|| "deleted".to_owned(), || json!({"deleted": true}))?;

@@ -1,14 +1,15 @@
-//! `leave`: a node hands over everything it holds, and ends.
+//! `leave`: a node hands over everything it holds, and ends; or, to come back, only what it leads.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::connect::{Target, connect};
+use super::connect::{Client, Session, Target, connect};
 use super::exit::{Code, Failure};
 use super::inspect::{member_named, name};
 use super::render::Output;
 use crate::client::Error;
+use crate::id::NodeId;
 use crate::membership::MemberState;
 
 /// Between two looks at how far the node is.
@@ -19,33 +20,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// `leave`.
 #[derive(Debug)]
 pub(super) struct Leave {
-    /// Which node; `None`: the only one that is linked.
+    /// Which node; `None`: the only one of this user on this machine.
     pub(super) node: Option<String>,
+    /// It is to come back.
+    pub(super) restart: bool,
 }
 
 impl Leave {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let session = connect(target).await?;
         let client = &session.client;
-        let node = match &self.node {
-            Some(text) => member_named(client, text).await?,
-            None => match session.local_nodes() {
-                [node] => *node,
-                [] => {
-                    return Err(Failure::new(
-                        Code::Usage,
-                        "no node of yours runs here: say which one should leave",
-                    ));
-                }
-                several => {
-                    let names: Vec<String> = several.iter().map(|node| name(*node)).collect();
-                    return Err(Failure::new(
-                        Code::Usage,
-                        format!("several nodes run here, say which one should leave: {}", names.join(", ")),
-                    ));
-                }
-            },
-        };
+        let node = self.node(&session).await?;
+        if self.restart {
+            return stop(client, node, output).await;
+        }
         client.leave(node).await?;
         let soon = client.with_deadline(ANSWER_LIMIT);
         let mut before = None;
@@ -86,4 +74,52 @@ impl Leave {
         )?;
         Ok(())
     }
+
+    async fn node(&self, session: &Session) -> Result<NodeId, Failure> {
+        let what = if self.restart { "stop" } else { "leave" };
+        match (&self.node, session.local_nodes()) {
+            (Some(text), _) => member_named(&session.client, text).await,
+            (None, [node]) => Ok(*node),
+            (None, []) => Err(Failure::new(
+                Code::Usage,
+                format!("no node of yours runs here: say which one should {what}"),
+            )),
+            (None, several) => {
+                let names: Vec<String> = several.iter().map(|node| name(*node)).collect();
+                let names = names.join(", ");
+                let message = format!("several nodes run here, say which one should {what}: {names}");
+                Err(Failure::new(Code::Usage, message))
+            }
+        }
+    }
+}
+
+/// Lets the node end and waits until it is gone, or back already: whoever watches over it may be quick.
+async fn stop(client: &Client, node: NodeId, output: Output) -> Result<(), Failure> {
+    let before = client.status(node).await?;
+    client.stop(node).await?;
+    output.answer(
+        || format!("{} hands over what it leads and ends", name(node)),
+        || json!({"event": "stopping", "node": node.to_string()}),
+    )?;
+    let soon = client.with_deadline(ANSWER_LIMIT);
+    loop {
+        match soon.status(node).await {
+            Ok(status) if status.uptime_ms < before.uptime_ms => {
+                output.answer(
+                    || format!("{} has ended, and is back", name(node)),
+                    || json!({"event": "restarted", "node": node.to_string()}),
+                )?;
+                return Ok(());
+            }
+            // No link to it can be made any more.
+            Err(Error::Unreachable) => break,
+            _ => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
+    output.answer(
+        || format!("{} has ended; start it again with the same --data-dir to go on", name(node)),
+        || json!({"event": "stopped", "node": node.to_string()}),
+    )?;
+    Ok(())
 }

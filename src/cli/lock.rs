@@ -319,6 +319,7 @@ fn as_json(name: &[u8], lock: &LockView) -> Value {
     let place = |place: &PlaceView| {
         let mut object = serde_json::Map::new();
         object.insert("token".to_owned(), json!(place.token.map(|token| token.0)));
+        object.insert("arrival".to_owned(), json!(place.arrival.0));
         object.insert("mode".to_owned(), json!(mode(place.mode)));
         object.insert("lease_ms".to_owned(), json!(place.lease_ms));
         json_bytes(&mut object, "note", &place.note);
@@ -342,6 +343,7 @@ mod tests {
         let place = |token| PlaceView {
             claim: Claim { session: SessionId(1), number: 0 },
             mode: LockMode::Permit { of: 3 },
+            arrival: Version(11),
             token,
             lease_ms: 9_500,
             note: b"backup (17)".to_vec(),
@@ -357,6 +359,7 @@ mod tests {
         );
         assert_eq!(as_json(b"a", &lock)["holders"][0]["token"], 12);
         assert_eq!(as_json(b"a", &lock)["waiters"][0]["token"], Value::Null);
+        assert_eq!(as_json(b"a", &lock)["waiters"][0]["arrival"], 11);
     }
 
     #[cfg(unix)]

@@ -14,6 +14,7 @@ mod inspect;
 mod kv;
 mod leave;
 mod lock;
+mod recover;
 mod render;
 mod units;
 mod up;
@@ -57,6 +58,7 @@ enum Command {
     Status(inspect::Status),
     Ticket,
     Leave(leave::Leave),
+    Recover(recover::Recover),
     Backup(backup::Backup),
     Restore(backup::Restore),
     Lock(lock::Run),
@@ -112,6 +114,7 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::Status(status) => status.run(&target, output).await,
         Command::Ticket => inspect::ticket(&target, output).await,
         Command::Leave(leave) => leave.run(&target, output).await,
+        Command::Recover(recover) => recover.run(&target, output).await,
         Command::Backup(backup) => backup.run(&target, output).await,
         Command::Restore(restore) => restore.run(&target, output).await,
         Command::Lock(lock) => lock.run(&target).await,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::id::PartitionId;
+
 /// Reads `250ms`, `5s`, `2m`, `1h`, `7d`; a number alone is seconds.
 ///
 /// # Errors
@@ -81,6 +83,28 @@ pub(super) fn count(count: u64) -> String {
     text
 }
 
+/// Writes a number of partitions: `1 partition`, `64 partitions`.
+pub(super) fn partitions(count: usize) -> String {
+    if count == 1 { "1 partition".to_owned() } else { format!("{count} partitions") }
+}
+
+/// Writes ascending partitions with runs drawn together: `0-20, 40`.
+pub(super) fn ranges(partitions: &[PartitionId]) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for partition in partitions {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == partition.0 => *last = partition.0,
+            _ => runs.push((partition.0, partition.0)),
+        }
+    }
+    let runs = runs.iter().map(|(first, last)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}-{last}"),
+    });
+    runs.collect::<Vec<_>>().join(", ")
+}
+
 fn short(amount: f64, unit: &str) -> String {
     let decimals = match amount {
         ..10.0 => 2,
@@ -156,5 +180,14 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(52_110), "52_110");
         assert_eq!(count(1_000_000), "1_000_000");
+    }
+
+    #[test]
+    fn partitions_are_written_with_their_runs_drawn_together() {
+        let ranges = |numbers: &[u32]| ranges(&numbers.iter().copied().map(PartitionId).collect::<Vec<_>>());
+        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges(&[7]), "7");
+        assert_eq!(ranges(&[0, 1, 2, 4, 5, 9, 10, 11]), "0-2, 4, 5, 9-11");
+        assert_eq!((partitions(1), partitions(64)), ("1 partition".to_owned(), "64 partitions".to_owned()));
     }
 }

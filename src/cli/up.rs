@@ -1,9 +1,10 @@
 //! `up`: runs a node until it is told to end, and says what happens, one line per event.
 //!
 //! The first interrupt (Ctrl-C, SIGTERM, SIGHUP) lets the node leave: it hands over all that it holds. The
-//! second ends the process at once.
+//! second ends the process at once. A node with a data directory only stops: it hands over what it leads.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use super::connect::{Target, looked_up, secret, start};
 use super::exit::{Code, Failure};
 use super::inspect::{name, plain_address};
 use super::render::{Output, note};
+use crate::id::PartitionId;
 use crate::node::{MemberChange, Node, NodeEvent, Reach};
 
 /// `up`.
@@ -26,6 +28,8 @@ pub(super) struct Up {
     pub(super) open: bool,
     /// Into how many partitions a new swarm is cut; `None`: the default.
     pub(super) partitions: Option<u32>,
+    /// Where everything is kept; `None`: nowhere.
+    pub(super) data_dir: Option<PathBuf>,
     /// Grace for crashed members; `None`: the default.
     pub(super) replace_after: Option<Duration>,
     /// Share relative to others; `None`: the default.
@@ -72,9 +76,18 @@ impl Up {
                 event = events.recv() => match event {
                     Ok(event) => {
                         story.tell(&event, output)?;
-                        if event == NodeEvent::Left {
-                            node.stop().await;
-                            return Ok(());
+                        match event {
+                            NodeEvent::Left | NodeEvent::Stopping => {
+                                node.stop().await;
+                                return Ok(());
+                            }
+                            NodeEvent::StorageFailed { .. } => {
+                                return Err(Failure::other(
+                                    "the disk failed, so this node cannot keep what it promises: nothing more was \
+                                     acknowledged; once the disk is sound, start it again with the same --data-dir",
+                                ));
+                            }
+                            _ => {}
                         }
                     }
                     Err(RecvError::Lagged(missed)) => {
@@ -86,6 +99,11 @@ impl Up {
             }
         }
 
+        if self.data_dir.is_some() {
+            note("stopping: others take over what this node leads; it comes back with the same --data-dir");
+            node.stop().await;
+            return Ok(());
+        }
         note("leaving: what this node holds is handed over; interrupt again to end at once");
         let mut leaving = std::pin::pin!(node.leave());
         loop {
@@ -172,6 +190,21 @@ impl Story {
             NodeEvent::Dissolved { from, into } => {
                 format!("this swarm ({from}) was empty and gives way to {into}")
             }
+            NodeEvent::Resumed(swarm) => {
+                format!("back in the swarm `{}` {swarm}{}", self.swarm, self.invitation())
+            }
+            NodeEvent::Damaged { partitions } => format!(
+                "the disk has lost something of partitions {}: they are made anew from the other replicas",
+                numbers(partitions)
+            ),
+            NodeEvent::StorageFinding { finding } => format!("on the disk: {finding}"),
+            NodeEvent::StorageFull => {
+                "the disk is full: writes to the partitions that this node leads are refused, reads go on"
+                    .to_owned()
+            }
+            NodeEvent::StorageRoom => "the disk has room again: writes go on".to_owned(),
+            NodeEvent::StorageFailed { reason } => format!("the disk failed: {reason}"),
+            NodeEvent::Stopping => "stopping: asked to restart".to_owned(),
             NodeEvent::Draining { remaining } => format!("leaving: {remaining} replicas to hand over"),
             NodeEvent::Left => "left".to_owned(),
         }
@@ -214,10 +247,26 @@ impl Story {
             NodeEvent::Dissolved { from, into } => {
                 json!({"event": "dissolved", "from": from.to_string(), "into": into.to_string()})
             }
+            NodeEvent::Resumed(swarm) => {
+                json!({"event": "resumed", "swarm": swarm.to_string(), "invitation": self.invitation})
+            }
+            NodeEvent::Damaged { partitions } => {
+                let partitions: Vec<u32> = partitions.iter().map(|partition| partition.0).collect();
+                json!({"event": "damaged", "partitions": partitions})
+            }
+            NodeEvent::StorageFinding { finding } => json!({"event": "storage_finding", "finding": finding}),
+            NodeEvent::StorageFull => json!({"event": "storage_full"}),
+            NodeEvent::StorageRoom => json!({"event": "storage_room"}),
+            NodeEvent::StorageFailed { reason } => json!({"event": "storage_failed", "reason": reason}),
+            NodeEvent::Stopping => json!({"event": "stopping"}),
             NodeEvent::Draining { remaining } => json!({"event": "draining", "remaining": remaining}),
             NodeEvent::Left => json!({"event": "left"}),
         }
     }
+}
+
+fn numbers(partitions: &[PartitionId]) -> String {
+    partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A sign, and the words behind the node's name.

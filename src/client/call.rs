@@ -14,6 +14,7 @@ use rand::RngExt;
 
 use super::error::Error;
 use super::lock;
+use super::outbox::Outbox;
 use super::router::{Asked, Target, partition_of};
 use super::session::InFlight;
 use super::{Client, Entry};
@@ -132,6 +133,8 @@ pub(super) struct Call<'a, R> {
     maybe_applied: bool,
     /// A wait was told that nothing changed.
     heard: bool,
+    /// Where the first attempt is left for the node, to travel with others; `None`: it is sent alone.
+    outbox: Option<&'a Outbox>,
 }
 
 impl<'a, R: Rpc> Call<'a, R> {
@@ -151,7 +154,13 @@ impl<'a, R: Rpc> Call<'a, R> {
             in_flight: None,
             maybe_applied: false,
             heard: false,
+            outbox: None,
         }
+    }
+
+    /// Lets its first attempt travel with others, and wait no longer than `attempt_timeout` for its answer.
+    pub(super) fn through(self, outbox: &'a Outbox, attempt_timeout: Duration) -> Self {
+        Self { outbox: Some(outbox), attempt_timeout, ..self }
     }
 
     pub(super) async fn run(mut self) -> Result<Outcome, Error> {
@@ -262,7 +271,11 @@ impl<'a, R: Rpc> Call<'a, R> {
             return Next::Pause;
         }
         let (request, timeout) = self.request(view.swarm, partition, remaining);
-        let answer = router.rpc.call(node, request, timeout).await;
+        // What did not come through together is tried again alone: one that is stuck holds up the others' answers.
+        let answer = match self.outbox.take() {
+            Some(outbox) => outbox.call(node, request, timeout).await,
+            None => router.rpc.call(node, request, timeout).await,
+        };
         self.judge(node, view.swarm, partition, answer)
     }
 
@@ -488,7 +501,11 @@ pub(super) async fn ask<R: Rpc>(
         turn += 1;
         if let Some(node) = node {
             if !linked.contains(&node) {
-                let view = router.cached();
+                let view = match router.cached() {
+                    // Without it nobody knows where the node is.
+                    None => router.fetch().await,
+                    known => known,
+                };
                 let member = view.iter().flat_map(|view| &view.members).find(|member| member.node == node);
                 let addresses = member.map_or(&[][..], |member| &member.addresses);
                 router.rpc.want(node, addresses);

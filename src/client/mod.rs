@@ -11,6 +11,7 @@ mod backup;
 mod call;
 mod error;
 mod lock;
+mod outbox;
 mod router;
 mod scan;
 mod session;
@@ -35,7 +36,7 @@ pub use backup::{
 pub use error::{Error, Outcome};
 pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
 
-use crate::id::{NodeId, SessionId, Version};
+use crate::id::{NodeId, PartitionId, SessionId, Version};
 use crate::state_machine::{Operation, Query, Reply, Watch};
 use crate::time::Timestamp;
 use crate::wire::{Consistency, NodeStatus, Request, Response, Rpc, SwarmView};
@@ -263,6 +264,20 @@ impl<R: Rpc> Client<R> {
     /// If no node answered before the deadline.
     pub async fn view(&self) -> Result<SwarmView, Error> {
         match ask(self, None, Request::View).await? {
+            Response::View(view) => {
+                self.shared.router.note(&view);
+                Ok(view)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The swarm as a certain node sees it now.
+    ///
+    /// # Errors
+    /// If it did not answer before the deadline.
+    pub async fn view_of(&self, node: NodeId) -> Result<SwarmView, Error> {
+        match ask(self, Some(node), Request::View).await? {
             Response::View(view) => Ok(view),
             _ => Err(unexpected()),
         }
@@ -332,6 +347,33 @@ impl<R: Rpc> Client<R> {
     pub async fn leave(&self, node: NodeId) -> Result<(), Error> {
         match ask(self, Some(node), Request::Leave).await? {
             Response::Leaving => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Tells a node to hand over what it leads and to end, so that it can come back with what is on its disk;
+    /// returns as soon as it has begun.
+    ///
+    /// # Errors
+    /// If it keeps nothing on disk, it refuses. If it did not answer before the deadline, it may be ending.
+    pub async fn stop(&self, node: NodeId) -> Result<(), Error> {
+        match ask(self, Some(node), Request::Stop).await? {
+            Response::Leaving => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Makes `node`'s replica of a partition the first of a new generation of its group, because the majority is
+    /// gone for good; with `empty`, begins it with nothing, because no replica is left. **What was acknowledged
+    /// and never reached that replica is lost**; versions and tokens leap above all that were handed out.
+    ///
+    /// # Errors
+    /// If the node refused: it has a quorum after all, or nothing to begin with. If it did not answer before the
+    /// deadline, it may have done so.
+    pub async fn recover(&self, node: NodeId, partition: PartitionId, empty: bool) -> Result<(), Error> {
+        let swarm = self.view().await?.swarm;
+        match ask(self, Some(node), Request::Recover { swarm, partition, empty }).await? {
+            Response::Recovered => Ok(()),
             _ => Err(unexpected()),
         }
     }

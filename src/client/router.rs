@@ -134,8 +134,7 @@ impl<R: Rpc> Router<R> {
             let Ok(Response::View(view)) = answer else {
                 continue;
             };
-            if PartitionCount::new(view.partitions).is_err() || view.leaders.len() != view.partitions as usize
-            {
+            if !is_sound(&view) {
                 continue;
             }
             // Two swarms of one name may both be linked: stay with the known one as long as it answers.
@@ -159,6 +158,13 @@ impl<R: Rpc> Router<R> {
         }
     }
 
+    /// A node has shown its view to the caller: where members are is worth knowing, if it is the known swarm.
+    pub(super) fn note(&self, view: &SwarmView) {
+        if is_sound(view) && self.cached().is_none_or(|known| known.swarm == view.swarm) {
+            self.learn(view.clone());
+        }
+    }
+
     fn learn(&self, view: SwarmView) -> Arc<SwarmView> {
         let mut routes = lock(&self.routes);
         let same = routes.view.as_ref().is_some_and(|old| old.swarm == view.swarm);
@@ -173,6 +179,11 @@ impl<R: Rpc> Router<R> {
         routes.view = Some(Arc::clone(&view));
         routes.distrusted = false;
         view
+    }
+
+    /// Who leads a partition, as far as is known.
+    pub(super) fn leader(&self, partition: PartitionId) -> Option<NodeId> {
+        lock(&self.routes).leaders.get(partition.0 as usize).copied().flatten()
     }
 
     /// A node said who leads.
@@ -192,8 +203,7 @@ impl<R: Rpc> Router<R> {
     /// The leader if it can be asked; otherwise any node that may send it on.
     pub(super) fn target(&self, view: &SwarmView, partition: PartitionId, asked: &Asked) -> Target {
         let linked = self.rpc.linked();
-        let leader = lock(&self.routes).leaders.get(partition.0 as usize).copied().flatten();
-        if let Some(leader) = leader {
+        if let Some(leader) = self.leader(partition) {
             if !linked.contains(&leader) {
                 let member = view.members.iter().find(|member| member.node == leader);
                 let addresses = member.map_or(&[][..], |member| &member.addresses);
@@ -231,6 +241,11 @@ impl<R: Rpc> Router<R> {
         }
         linked.choose(&mut lock(&self.rng)).copied()
     }
+}
+
+/// Whether it can be routed by.
+fn is_sound(view: &SwarmView) -> bool {
+    PartitionCount::new(view.partitions).is_ok() && view.leaders.len() == view.partitions as usize
 }
 
 fn is_member(view: &SwarmView, node: NodeId) -> bool {

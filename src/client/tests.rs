@@ -1,6 +1,6 @@
 //! The client over a network that exists only here: real state machines behind nodes that do what a test says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
@@ -11,7 +11,7 @@ use super::*;
 use crate::id::PartitionId;
 use crate::id::SwarmId;
 use crate::membership::MemberState;
-use crate::state_machine::{Command, Origin, PartitionTime, StateMachine};
+use crate::state_machine::{Answer, Command, MAX_LISTED, Origin, PartitionTime, StateMachine};
 use crate::wire::{MemberView, Refusal, RpcError};
 
 const PARTITIONS: u32 = 8;
@@ -53,11 +53,18 @@ pub(super) enum Mood {
 
 struct World {
     swarm: SwarmId,
+    /// Of all partitions but those in `leads`.
     leader: NodeId,
+    leads: BTreeMap<PartitionId, NodeId>,
+    /// Partitions that answer nothing.
+    stuck: BTreeSet<PartitionId>,
     linked: Vec<NodeId>,
     moods: BTreeMap<NodeId, Mood>,
     partitions: Vec<StateMachine>,
     start: Instant,
+    /// The partitions' time stands still here, as it does without a leader; and how long it has stood.
+    stopped: Option<Instant>,
+    stood: Duration,
     index: u64,
     faults: VecDeque<Fault>,
     /// Once the script is used up: one request in `.0` meets one of these faults.
@@ -66,8 +73,9 @@ struct World {
     asked: Vec<NodeId>,
     views: u32,
     wanted: Vec<NodeId>,
-    /// Renewals that arrived.
+    /// Renewals that arrived, and the messages that brought them.
     renewals: usize,
+    renewal_messages: usize,
     exports: Vec<Vec<u8>>,
     /// So many pieces of exports are asked for in vain.
     gone: usize,
@@ -86,10 +94,14 @@ impl Net {
         Self(Arc::new(Mutex::new(World {
             swarm,
             leader: node(1),
+            leads: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             linked: vec![node(1), node(2), node(3)],
             moods: BTreeMap::new(),
             partitions: vec![StateMachine::default(); partitions as usize],
             start: Instant::now(),
+            stopped: None,
+            stood: Duration::ZERO,
             index: 0,
             faults: VecDeque::new(),
             chaos: None,
@@ -98,6 +110,7 @@ impl Net {
             views: 0,
             wanted: Vec::new(),
             renewals: 0,
+            renewal_messages: 0,
             exports: Vec::new(),
             gone: 0,
         })))
@@ -157,6 +170,37 @@ impl Net {
         self.world().renewals
     }
 
+    pub(super) fn renewal_messages(&self) -> usize {
+        self.world().renewal_messages
+    }
+
+    /// From now on this node leads the partition.
+    pub(super) fn lead(&self, partition: u32, number: u8) {
+        self.world().leads.insert(PartitionId(partition), node(number));
+    }
+
+    /// Locks that were taken in a partition and not given back.
+    pub(super) fn places(&self, partition: u32) -> usize {
+        let query = Query::Locks { after: Vec::new(), limit: MAX_LISTED };
+        match self.world().partitions[partition as usize].query(&query) {
+            Answer::Locks { locks, .. } => locks.len(),
+            other => panic!("no locks: {other:?}"),
+        }
+    }
+
+    /// From now on the partition answers nothing.
+    pub(super) fn stuck(&self, partition: u32) {
+        self.world().stuck.insert(PartitionId(partition));
+    }
+
+    /// From now on the partitions' time stands still, or goes on.
+    pub(super) fn stop_time(&self, stop: bool) {
+        let mut world = self.world();
+        let stood = world.stopped.take().map_or(Duration::ZERO, |since| since.elapsed());
+        world.stood += stood;
+        world.stopped = stop.then(Instant::now);
+    }
+
     /// From now on nobody is reached, or everybody again.
     pub(super) fn cut(&self, cut: bool) {
         for number in 1..=3 {
@@ -170,12 +214,26 @@ impl Net {
 }
 
 impl World {
+    fn leader_of(&self, partition: PartitionId) -> NodeId {
+        self.leads.get(&partition).copied().unwrap_or(self.leader)
+    }
+
+    fn leader_for(&self, request: &Request) -> NodeId {
+        match request {
+            Request::Write { partition, .. }
+            | Request::Read { partition, .. }
+            | Request::Wait { partition, .. } => self.leader_of(*partition),
+            _ => self.leader,
+        }
+    }
+
     fn view(&self, from: NodeId) -> SwarmView {
         let member = |number| MemberView {
             node: node(number),
             addresses: vec![format!("/memory/{number}")],
             weight: 1,
             state: MemberState::Alive,
+            since_ms: Some(1_000),
             draining: false,
             on_ring: true,
         };
@@ -185,7 +243,9 @@ impl World {
             partitions: u32::try_from(self.partitions.len()).unwrap(),
             node: from,
             members: (1..=3).map(member).collect(),
-            leaders: vec![Some(self.leader); self.partitions.len()],
+            leaders: (0..u32::try_from(self.partitions.len()).unwrap())
+                .map(|number| Some(self.leader_of(PartitionId(number))))
+                .collect(),
         }
     }
 
@@ -196,7 +256,8 @@ impl World {
 
     fn run(&mut self, partition: PartitionId, origin: Option<Origin>, operation: Operation) -> Reply {
         self.index += 1;
-        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap();
+        let passed = self.stopped.unwrap_or_else(Instant::now).duration_since(self.start + self.stood);
+        let elapsed = u64::try_from(passed.as_millis()).unwrap();
         let command = Command { time: PartitionTime(elapsed), origin, operation };
         self.partitions[partition.0 as usize].apply(self.index, command)
     }
@@ -278,6 +339,32 @@ impl World {
 
 impl Rpc for Net {
     async fn call(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
+        self.world().renewal_messages += usize::from(matches!(
+            &request,
+            Request::Renew { .. } | Request::Write { operation: Operation::Renew { .. }, .. }
+        ));
+        let Request::Renew { swarm, renewals } = request else {
+            return self.call_one(to, request, timeout).await;
+        };
+        let mut answers = Vec::new();
+        for renewal in renewals {
+            answers.push(self.call_one(to, renewal.alone(swarm), timeout).await?.into());
+        }
+        Ok(Response::Renewals(answers))
+    }
+
+    fn linked(&self) -> Vec<NodeId> {
+        self.world().linked.clone()
+    }
+
+    fn want(&self, node: NodeId, addresses: &[String]) {
+        assert_eq!(addresses.len(), 1);
+        self.world().wanted.push(node);
+    }
+}
+
+impl Net {
+    async fn call_one(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
         sleep(MS).await;
         let silence = async {
             sleep(timeout.saturating_sub(MS)).await;
@@ -301,6 +388,9 @@ impl Rpc for Net {
         }
         match (&request, &mood) {
             (_, Mood::Silent) => return silence.await,
+            (Request::Write { partition, .. }, _) if self.world().stuck.contains(partition) => {
+                return silence.await;
+            }
             (Request::View, _) => {
                 let mut world = self.world();
                 world.views += 1;
@@ -310,7 +400,7 @@ impl Rpc for Net {
             (Request::Leave, _) => return Ok(Response::Leaving),
             (_, Mood::Refusing(refusal)) => return Ok(Response::Refused(refusal.clone())),
             (_, Mood::Sound) => {
-                let leader = self.world().leader;
+                let leader = self.world().leader_for(&request);
                 let stale = matches!(request, Request::Read { consistency: Consistency::Stale, .. });
                 if leader != to && !stale {
                     return Ok(Response::Refused(Refusal::NotLeader { leader: Some(leader) }));
@@ -347,17 +437,6 @@ impl Rpc for Net {
         }
     }
 
-    fn linked(&self) -> Vec<NodeId> {
-        self.world().linked.clone()
-    }
-
-    fn want(&self, node: NodeId, addresses: &[String]) {
-        assert_eq!(addresses.len(), 1);
-        self.world().wanted.push(node);
-    }
-}
-
-impl Net {
     async fn wait(&self, request: Request) -> Result<Response, RpcError> {
         let Request::Wait { partition, watch, timeout_ms, .. } = request else {
             panic!("no wait");
@@ -770,7 +849,7 @@ async fn who_lost_its_only_link_dials_the_others_it_knows() {
     client.put("k", "one").await.unwrap();
     net.world().linked.clear();
     assert_eq!(client.with_deadline(300 * MS).put("k", "two").await, Err(Error::Unreachable));
-    let wanted: std::collections::BTreeSet<_> = net.world().wanted.drain(..).collect();
+    let wanted: BTreeSet<_> = net.world().wanted.drain(..).collect();
     assert!(wanted.contains(&node(2)) && wanted.contains(&node(3)), "{wanted:?}");
     // Also for questions that are not about a key.
     assert!(client.with_deadline(300 * MS).view().await.is_err());

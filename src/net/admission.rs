@@ -92,7 +92,18 @@ pub(super) async fn introduce<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let our_nonce: [u8; 32] = rand::random();
+    introduce_with(stream, us, peer, rand::random()).await
+}
+
+async fn introduce_with<S>(
+    stream: &mut S,
+    us: &Ourselves,
+    peer: NodeId,
+    our_nonce: [u8; 32],
+) -> Result<Result<Peer, Verdict>, AdmissionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut hello = Vec::with_capacity(7 + HELLO_BYTES);
     hello.extend_from_slice(&MARK);
     hello.push(us.version);
@@ -171,6 +182,7 @@ fn mac(secret: Option<&Secret>, from: End, to: End) -> Hmac<Sha256> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_util::compat::TokioAsyncReadCompatExt;
 
     fn node(seed: u8, secret: Option<Secret>) -> Ourselves {
@@ -222,6 +234,61 @@ mod tests {
         let (left, right) = (left.unwrap_err().to_string(), right.unwrap_err().to_string());
         assert_eq!(left, "it speaks protocol version 9, this program speaks version 1");
         assert_eq!(right, "it speaks protocol version 1, this program speaks version 9");
+    }
+
+    /// An exchange as it was when this version was spoken first, of both ends: hello, proof, verdict.
+    const RECORDED_VERSION: u8 = 3;
+    const OURS: [&str; 3] = [
+        "5254424c03310001111111111111111111111111111111111111111111111111111111111111111101010101010101010101010101010101",
+        "a8a87edf0c1c499279125b7f81691dfbed9d05316657d4122c1caeca215e496f",
+        "00",
+    ];
+    const THEIRS: [&str; 3] = [
+        "5254424c03310001222222222222222222222222222222222222222222222222222222222222222202020202020202020202020202020202",
+        "0ab6e6e3afe5dea33701833aeeba4fe9ebda29d7bf69676c8a8daf6a33760b45",
+        "00",
+    ];
+
+    fn bytes(recorded: &[&str]) -> Vec<u8> {
+        let digits: Vec<char> = recorded.concat().chars().collect();
+        let byte = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16).unwrap();
+        digits.chunks(2).map(byte).collect()
+    }
+
+    /// Plays the other end of the recorded exchange to an end that speaks `version`; what it said, and what it heard.
+    async fn replay(version: u8) -> (Vec<u8>, Result<Verdict, AdmissionError>) {
+        let us = Ourselves { version, ..node(1, Some(Secret::from_bytes([7; 32]))) };
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let mut ours = ours.compat();
+        theirs.write_all(&bytes(&THEIRS)).await.unwrap();
+        let heard = match introduce_with(&mut ours, &us, NodeId::from_public_key([2; 32]), [0x11; 32]).await {
+            Ok(Ok(peer)) => {
+                assert_eq!((peer.role, peer.instance), (Role::Member, [2; 16]));
+                conclude(&mut ours, Verdict::Welcome).await
+            }
+            Ok(Err(verdict)) => Ok(verdict),
+            Err(error) => Err(error),
+        };
+        drop(ours);
+        let mut said = Vec::new();
+        theirs.read_to_end(&mut said).await.unwrap();
+        (said, heard)
+    }
+
+    #[tokio::test]
+    async fn a_recorded_exchange_is_understood() {
+        let (said, heard) = replay(RECORDED_VERSION).await;
+        assert_eq!(heard.unwrap(), Verdict::Welcome);
+        assert_eq!(said, bytes(&OURS), "whoever spoke version {RECORDED_VERSION} would not understand this");
+    }
+
+    #[tokio::test]
+    async fn a_recorded_exchange_of_another_version_is_refused_clearly() {
+        let (said, heard) = replay(RECORDED_VERSION + 1).await;
+        let heard = heard.unwrap_err().to_string();
+        assert_eq!(heard, "it speaks protocol version 3, this program speaks version 4");
+        // And they hear what they need to say the same.
+        assert!(said.starts_with(b"RTBL\x04"));
     }
 
     #[tokio::test]

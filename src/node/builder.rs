@@ -1,5 +1,6 @@
 //! From what its user says to a running node.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::core::{Core, CoreConfig};
+use super::data::{Data, DataError, Found, FoundSwarm};
 use super::rendezvous::{FoundingLock, Registration, Rendezvous};
 use super::rpc::NodeRpc;
 use super::runtime::{Runtime, Shared, inlet};
 use super::{Node, Parts};
 use crate::net::{Identity, Net, NetConfig, NetError, PortPolicy, Secret, Ticket, TicketError};
 use crate::ring::{DEFAULT_WEIGHT, MAX_WEIGHT, PartitionCount, PartitionCountError};
+use crate::storage::Progress;
 
 /// Name of the swarm if none is given.
 pub const DEFAULT_SWARM: &str = "default";
@@ -60,6 +63,18 @@ pub struct NodeBuilder {
     replace_after: Duration,
     discovery_window: Duration,
     runtime_directory: RuntimeDirectory,
+    data_dir: Option<PathBuf>,
+    loading: Option<Loading>,
+}
+
+/// Hears how far the reading of the data directory is.
+#[derive(Clone)]
+struct Loading(Arc<dyn Fn(Progress) + Send + Sync>);
+
+impl fmt::Debug for Loading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loading")
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -84,6 +99,8 @@ impl Default for NodeBuilder {
             replace_after: Duration::from_secs(30),
             discovery_window: Duration::from_secs(2),
             runtime_directory: RuntimeDirectory::Default,
+            data_dir: None,
+            loading: None,
         }
     }
 }
@@ -174,6 +191,20 @@ impl NodeBuilder {
         self
     }
 
+    /// Keeps everything in this directory, so that the node comes back from a restart or a crash as the one it was;
+    /// made if it is missing. A node whose directory says that it is in a swarm goes on there, whatever
+    /// [`join`](Self::join) says, and never founds another. One directory, one process. Default: nothing is kept.
+    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(directory.into());
+        self
+    }
+
+    /// Tells how far the reading of the data directory is, now and then, from another thread.
+    pub fn on_loading(mut self, hear: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.loading = Some(Loading(Arc::new(hear)));
+        self
+    }
+
     /// Starts the node. It listens when this returns; whether it has a swarm yet tells [`Node::ready`].
     ///
     /// # Errors
@@ -187,17 +218,28 @@ impl NodeBuilder {
                 return Err(StartError::OtherSwarm { ticket: other.name.clone(), swarm: self.swarm });
             }
         }
-        let swarm = tickets.first().map_or_else(|| self.swarm.clone(), |ticket| ticket.name.clone());
+        let found = self.open_data().await?;
+        let (data, identity, kept) = match found {
+            Some(Found { data, identity, swarm }) => (Some(data), identity, swarm),
+            None => (None, Identity::generate(), None),
+        };
+        let asked = tickets.first().map_or_else(|| self.swarm.clone(), |ticket| ticket.name.clone());
+        let swarm = match &kept {
+            Some(kept) if kept.name != asked && asked != DEFAULT_SWARM => {
+                return Err(StartError::OtherSwarmKept { kept: kept.name.clone(), swarm: asked });
+            }
+            Some(kept) => kept.name.clone(),
+            None => asked,
+        };
 
         let rendezvous = self.rendezvous();
         let lock = match &rendezvous {
-            Some(rendezvous) if self.join.is_empty() => lock(rendezvous, &swarm).await,
+            Some(rendezvous) if self.join.is_empty() && kept.is_none() => lock(rendezvous, &swarm).await,
             _ => None,
         };
         let neighbours = rendezvous.as_ref().map(|rendezvous| rendezvous.nodes(&swarm)).unwrap_or_default();
-        let secret = self.choose_secret(&tickets, &neighbours);
+        let secret = self.choose_secret(kept.as_ref(), &tickets, &neighbours);
 
-        let identity = Identity::generate();
         let me = identity.node_id();
         let (inlet, inbox) = inlet();
         let mut config = NetConfig::new(identity, swarm.as_str());
@@ -233,8 +275,11 @@ impl NodeBuilder {
             replace_after: self.replace_after,
             addresses: listening,
             ticket,
+            durable: data.is_some(),
+            incarnation: 1,
         };
-        let core = Core::new(me, core_config, rand::rng().random(), Clock.now());
+        let resume = kept.map(|kept| kept.resume);
+        let core = Core::new(me, core_config, resume, rand::rng().random(), Clock.now());
         let rpc = NodeRpc { me, inputs: inlet.inputs(), net };
         let shared = Arc::new(Shared {
             events: broadcast::channel(EVENT_QUEUE).0,
@@ -246,6 +291,7 @@ impl NodeBuilder {
             core,
             swarm.clone(),
             secret.clone(),
+            data,
             inbox,
             rpc.clone(),
             net_events,
@@ -254,6 +300,23 @@ impl NodeBuilder {
         let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime });
         node.keep_registered(rendezvous, lock);
         Ok(node)
+    }
+
+    /// Reads what the data directory holds, if there is one.
+    async fn open_data(&self) -> Result<Option<Found>, StartError> {
+        let Some(path) = self.data_dir.clone() else { return Ok(None) };
+        let loading = self.loading.clone();
+        let open = move || {
+            Data::open(&path, |progress| {
+                if let Some(Loading(hear)) = &loading {
+                    hear(progress);
+                }
+            })
+        };
+        match tokio::task::spawn_blocking(open).await {
+            Ok(found) => Ok(Some(found?)),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     fn check(&self) -> Result<(), StartError> {
@@ -281,7 +344,12 @@ impl NodeBuilder {
             .ok()
     }
 
-    fn choose_secret(&self, tickets: &[Ticket], neighbours: &[Registration]) -> Option<Secret> {
+    fn choose_secret(
+        &self,
+        kept: Option<&FoundSwarm>,
+        tickets: &[Ticket],
+        neighbours: &[Registration],
+    ) -> Option<Secret> {
         if self.open {
             return None;
         }
@@ -290,6 +358,9 @@ impl NodeBuilder {
         }
         if let Some(ticket) = tickets.first() {
             return ticket.secret.clone();
+        }
+        if let Some(kept) = kept {
+            return kept.secret.clone();
         }
         if let Some(neighbour) = neighbours.first() {
             return neighbour.secret.as_deref().and_then(|secret| secret.parse().ok());
@@ -367,6 +438,17 @@ pub enum StartError {
         /// The name asked for.
         swarm: String,
     },
+    /// The data directory is of a swarm of another name.
+    #[error("the data directory is of the swarm `{kept}`, not `{swarm}`")]
+    OtherSwarmKept {
+        /// The name in the directory.
+        kept: String,
+        /// The name asked for.
+        swarm: String,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// An address that is none.
     #[error("bad address: {0}")]
     Address(String),

@@ -11,14 +11,17 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::data::Resume;
 use super::event::NodeEvent;
 use super::founding::{Decision, Founding};
-use super::swarm::Swarm;
-use crate::id::{NodeId, SwarmId};
+use super::swarm::{Remembered, Swarm};
+use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::replication;
 use crate::ring::PartitionCount;
 use crate::time::Timestamp;
-use crate::wire::{Hello, Message, NodeStatus, PartitionStatus, Refusal, Request, Response, SwarmState};
+use crate::wire::{
+    Hello, Message, NodeStatus, PartitionStatus, Refusal, Request, Response, StorageStatus, SwarmState,
+};
 
 /// Time between the end of one attempt to dissolve this swarm into another and the next.
 const MERGE_RETRY: Duration = Duration::from_secs(2);
@@ -56,6 +59,10 @@ pub(super) struct CoreConfig {
     pub(super) addresses: Vec<String>,
     /// The string that lets others join.
     pub(super) ticket: String,
+    /// Whether everything is kept across a restart.
+    pub(super) durable: bool,
+    /// Of this node's membership; above all that it had in earlier lives.
+    pub(super) incarnation: u64,
 }
 
 /// What the edge must do.
@@ -63,6 +70,12 @@ pub(super) struct CoreConfig {
 pub(super) enum Output {
     /// Send a message over the link to a peer; it may be lost.
     Send { to: NodeId, message: Message },
+    /// Keep that the node is in this swarm, before anything else of it.
+    Begin { swarm: SwarmId, partitions: PartitionCount },
+    /// Keep nothing of the swarm any more; nor who the node was, if it left.
+    Abandon { left: bool },
+    /// Look for these after a restart.
+    Remember { members: Vec<Remembered> },
     /// Keep these across a restart; report with [`Core::persisted`].
     Persist { batch: u64, writes: Vec<replication::Write> },
     /// Answer a request.
@@ -128,11 +141,20 @@ pub(super) struct Core {
     told_apart: BTreeSet<SwarmId>,
     /// Swarms that this node was a member of and that dissolved, and into which: never joined again.
     dissolved: BTreeMap<SwarmId, SwarmId>,
+    /// How the disk is, as last told.
+    storage: Option<StorageStatus>,
     outputs: VecDeque<Output>,
 }
 
 impl Core {
-    pub(super) fn new(me: NodeId, config: CoreConfig, seed: u64, now: Timestamp) -> Self {
+    /// A node that looks for its swarm, or goes on in the one that it was in.
+    pub(super) fn new(
+        me: NodeId,
+        config: CoreConfig,
+        resume: Option<Resume>,
+        seed: u64,
+        now: Timestamp,
+    ) -> Self {
         let founding = Founding::new(me, config.joining, config.discovery_window, now);
         let mut core = Self {
             me,
@@ -148,10 +170,26 @@ impl Core {
             deserted: false,
             told_apart: BTreeSet::new(),
             dissolved: BTreeMap::new(),
+            storage: None,
             outputs: VecDeque::new(),
         };
-        core.outputs.push_back(Output::Event(NodeEvent::Looking));
+        match resume {
+            Some(resume) => core.resume(resume, now),
+            None => core.outputs.push_back(Output::Event(NodeEvent::Looking)),
+        }
         core
+    }
+
+    fn resume(&mut self, resume: Resume, now: Timestamp) {
+        let Resume { swarm: id, partitions, incarnation, members, stored, findings } = resume;
+        self.config.incarnation = incarnation;
+        let mut swarm = self.new_swarm(id, partitions, now);
+        for finding in findings {
+            self.outputs.push_back(Output::Event(NodeEvent::StorageFinding { finding }));
+        }
+        swarm.resume(members, stored, now);
+        self.outputs.push_back(Output::Event(NodeEvent::Resumed(id)));
+        self.serve(swarm, now);
     }
 
     // -- inputs --
@@ -201,6 +239,7 @@ impl Core {
             Message::Gossip { swarm: id, bytes } if id == swarm.id() => swarm.gossip(from, &bytes, now),
             Message::Groups { swarm: id, messages } if id == swarm.id() => swarm.groups(from, messages, now),
             Message::Leading { swarm: id, leads } if id == swarm.id() => swarm.leading(from, &leads),
+            Message::Stopping { swarm: id } if id == swarm.id() => swarm.other_stopping(from),
             _ => {}
         }
     }
@@ -214,6 +253,14 @@ impl Core {
                 self.leave(now);
                 Response::Leaving
             }
+            Request::Stop if self.config.durable => {
+                self.hand_over(now);
+                self.outputs.push_back(Output::Event(NodeEvent::Stopping));
+                Response::Leaving
+            }
+            Request::Stop => Response::Refused(Refusal::BadRequest(
+                "the node keeps nothing on disk, so it cannot come back: let it leave instead".to_owned(),
+            )),
             request => match &mut self.stage {
                 Stage::Serving(swarm) => {
                     swarm.request(tag, request, now);
@@ -234,10 +281,47 @@ impl Core {
         }
     }
 
-    /// Hand over all leaderships, because this node is about to stop.
+    /// All batches of [`Output::Persist`] up to this one are on the disk.
+    pub(super) fn persisted(&mut self, batch: u64, now: Timestamp) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.persisted(batch, now);
+        }
+    }
+
+    /// The disk is full, or has room again.
+    pub(super) fn set_full(&mut self, full: bool) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.set_full(full);
+        }
+        let event = if full { NodeEvent::StorageFull } else { NodeEvent::StorageRoom };
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// The store wants the state of a partition, to cut its log.
+    pub(super) fn keep_state(&mut self, partition: PartitionId) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.keep_state(partition);
+        }
+    }
+
+    /// How the disk is, for [`Request::Status`].
+    pub(super) fn note_storage(&mut self, status: StorageStatus) {
+        self.storage = Some(status);
+    }
+
+    /// Hand over all leaderships, because this node is about to stop; [`Core::has_handed_over`] tells when that is
+    /// done.
     pub(super) fn hand_over(&mut self, now: Timestamp) {
         if let Stage::Serving(swarm) = &mut self.stage {
             swarm.hand_over(now);
+        }
+    }
+
+    /// Whether this node leads nothing that another could lead.
+    pub(super) fn has_handed_over(&self) -> bool {
+        match &self.stage {
+            Stage::Serving(swarm) => swarm.has_handed_over(),
+            Stage::Searching(_) | Stage::Left => true,
         }
     }
 
@@ -361,12 +445,26 @@ impl Core {
         let id = SwarmId(self.rng.random());
         let mut swarm = self.new_swarm(id, self.config.partitions, now);
         swarm.found(now);
+        self.begin(id, self.config.partitions);
         self.outputs.push_back(Output::Event(NodeEvent::Founded(id)));
         self.serve(swarm, now);
     }
 
+    fn begin(&mut self, swarm: SwarmId, partitions: PartitionCount) {
+        if self.config.durable {
+            self.outputs.push_back(Output::Begin { swarm, partitions });
+        }
+    }
+
+    fn abandon(&mut self, left: bool) {
+        if self.config.durable {
+            self.outputs.push_back(Output::Abandon { left });
+        }
+    }
+
     fn join(&mut self, id: SwarmId, partitions: PartitionCount, now: Timestamp) {
         let swarm = self.new_swarm(id, partitions, now);
+        self.begin(id, partitions);
         self.outputs.push_back(Output::Event(NodeEvent::Joined(id)));
         self.serve(swarm, now);
     }
@@ -482,6 +580,7 @@ impl Core {
 
     /// Looks for a swarm from the beginning.
     fn search(&mut self, now: Timestamp) {
+        self.abandon(false);
         let window = self.config.discovery_window.max(SECOND_WINDOW);
         let mut founding = Founding::new(self.me, self.config.joining, window, now);
         for (node, peer) in self.peers.iter().filter(|(_, peer)| peer.member) {
@@ -520,6 +619,7 @@ impl Core {
 
     fn left(&mut self) {
         self.stage = Stage::Left;
+        self.abandon(true);
         self.outputs.push_back(Output::Event(NodeEvent::Left));
         self.outputs.push_back(Output::Left);
     }
@@ -567,6 +667,7 @@ impl Core {
                 Stage::Left => true,
             },
             replicas: self.replicas(),
+            storage: self.storage.clone(),
         }
     }
 }

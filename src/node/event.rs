@@ -1,6 +1,6 @@
 //! What a node tells the program that runs it.
 
-use crate::id::{NodeId, SwarmId};
+use crate::id::{NodeId, PartitionId, SwarmId};
 
 /// Something that happened to a node or its swarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,31 @@ pub enum NodeEvent {
     Founded(SwarmId),
     /// The node joined a swarm.
     Joined(SwarmId),
+    /// The node is back in the swarm that it was in before it restarted.
+    Resumed(SwarmId),
+    /// Something on the disk was not as it should be.
+    StorageFinding {
+        /// What and where, for a person to read.
+        finding: String,
+    },
+    /// On the disk, something of these partitions' replicas was lost: they take no part, and their groups replace
+    /// them.
+    Damaged {
+        /// The partitions.
+        partitions: Vec<PartitionId>,
+    },
+    /// The disk is full: writes to the partitions that this node leads are refused, reads go on.
+    StorageFull,
+    /// The disk has room again.
+    StorageRoom,
+    /// The disk failed: the node cannot keep what it promises, and has ended as if it had crashed.
+    StorageFailed {
+        /// For a person to read.
+        reason: String,
+    },
+    /// Somebody asks for a restart: leaderships are handed over; whoever runs the node should call
+    /// [`Node::stop`](super::Node::stop) and end.
+    Stopping,
     /// A member's standing changed, as this node sees it.
     Member {
         /// Who.

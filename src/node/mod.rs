@@ -8,6 +8,7 @@
 mod builder;
 mod clock;
 mod core;
+mod data;
 mod event;
 mod export;
 mod founding;
@@ -30,6 +31,7 @@ use tokio::task::JoinSet;
 pub use builder::{
     DEFAULT_PARTITIONS, DEFAULT_SWARM, MAX_SWARM_NAME_BYTES, NodeBuilder, REPLICAS, Reach, StartError,
 };
+pub use data::DataError;
 pub use event::{MemberChange, NodeEvent};
 pub use rpc::NodeRpc;
 pub use visitor::{ConnectError, Visitor, VisitorBuilder};
@@ -44,8 +46,8 @@ use runtime::{Input, Runtime, Shared};
 
 /// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
 const LOOKING_LIMIT: Duration = Duration::from_secs(10);
-/// How long leaderships are given to reach other nodes when a node stops.
-const HAND_OVER_TIME: Duration = Duration::from_millis(100);
+/// Longest that a node which stops waits until others lead what it has led.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A member of a swarm, running in this process.
 ///
@@ -207,8 +209,9 @@ impl Node {
     /// replicas. With fewer than three members data may be lost.
     pub async fn stop(&self) {
         let (done, handed_over) = oneshot::channel();
-        if self.rpc.inputs.send(Input::HandOver(done)).await.is_ok() && handed_over.await.is_ok() {
-            tokio::time::sleep(HAND_OVER_TIME).await;
+        if self.rpc.inputs.send(Input::HandOver(done)).await.is_ok() {
+            // What was not handed over by then is taken over, as after a crash.
+            drop(tokio::time::timeout(HAND_OVER_LIMIT, handed_over).await);
         }
         self.end().await;
     }

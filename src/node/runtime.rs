@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::builder::make_ticket;
 use super::clock::Clock;
 use super::core::{Core, Output, Purpose};
+use super::data::Data;
 use super::event::NodeEvent;
 use super::merge;
 use super::rpc::NodeRpc;
@@ -27,8 +28,9 @@ use crate::codec::{decode, encode};
 use crate::id::{NodeId, SwarmId};
 use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
 use crate::state_machine::MAX_DEADLINE;
+use crate::storage;
 use crate::time::Timestamp;
-use crate::wire::{MAX_WAIT_MS, Message, Refusal, Request, Response, Rpc, RpcError};
+use crate::wire::{MAX_RENEWALS, MAX_WAIT_MS, Message, Refusal, Renewed, Request, Response, Rpc, RpcError};
 
 /// Most inputs that wait for the core, per node. Above it requests are refused and messages lost.
 pub(super) const MAX_QUEUED_INPUTS: usize = 16 * 1024;
@@ -59,7 +61,7 @@ pub(super) enum Input {
     Merged { from: SwarmId, into: SwarmId, result: merge::Merged },
     /// Leave the swarm.
     Leave,
-    /// Hand over leaderships; stopping follows.
+    /// Hand over leaderships; stopping follows when that is done.
     HandOver(oneshot::Sender<()>),
 }
 
@@ -73,6 +75,8 @@ pub(super) enum Respond {
     There(Responder),
     /// To a caller in this process.
     Here(oneshot::Sender<Response>),
+    /// To whoever asked for several renewals at once, together with the others; this is so many of them.
+    Together(Arc<Together>, usize),
 }
 
 impl Respond {
@@ -81,6 +85,39 @@ impl Respond {
             Self::There(responder) => responder.send(encode(&response)),
             // A caller that gave up is no error.
             Self::Here(caller) => drop(caller.send(response)),
+            Self::Together(others, at) => others.put(at, response.into()),
+        }
+    }
+}
+
+/// The answers to several renewals, which go out together when the last of them is there.
+#[derive(Debug)]
+pub(super) struct Together(Mutex<Answers>);
+
+#[derive(Debug)]
+struct Answers {
+    // Invariant: as long as the request had renewals.
+    known: Vec<Option<Renewed>>,
+    /// Taken when all are known.
+    respond: Option<Respond>,
+}
+
+impl Together {
+    fn new(count: usize, respond: Respond) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Answers { known: vec![None; count], respond: Some(respond) })))
+    }
+
+    fn put(&self, at: usize, answer: Renewed) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = answers.known.get_mut(at) {
+            *place = Some(answer);
+        }
+        if answers.known.iter().any(Option::is_none) {
+            return;
+        }
+        let known = std::mem::take(&mut answers.known).into_iter().flatten().collect();
+        if let Some(respond) = answers.respond.take() {
+            respond.send(Response::Renewals(known));
         }
     }
 }
@@ -252,12 +289,16 @@ pub(super) struct Runtime {
     /// Name of the swarm.
     name: String,
     secret: Option<Secret>,
+    /// What is kept on disk; `None`: nothing.
+    data: Option<Data>,
     inbox: Inbox,
     net: Net,
     rpc: NodeRpc,
     net_events: mpsc::Receiver<NetEvent>,
     shared: Arc<Shared>,
     pending: HashMap<u64, Respond>,
+    /// Those who wait until the leaderships are handed over.
+    handing_over: Vec<oneshot::Sender<()>>,
     next_tag: u64,
     forwards: JoinSet<()>,
     merging: JoinSet<()>,
@@ -268,6 +309,7 @@ impl Runtime {
         core: Core,
         name: String,
         secret: Option<Secret>,
+        data: Option<Data>,
         inbox: Inbox,
         rpc: NodeRpc,
         net_events: mpsc::Receiver<NetEvent>,
@@ -278,33 +320,54 @@ impl Runtime {
             clock: Clock,
             name,
             secret,
+            data,
             inbox,
             net: rpc.net.clone(),
             rpc,
             net_events,
             shared,
             pending: HashMap::new(),
+            handing_over: Vec::new(),
             next_tag: 0,
             forwards: JoinSet::new(),
             merging: JoinSet::new(),
         }
     }
 
-    /// Runs until told to stop.
+    /// Runs until told to stop, or until the disk fails; then all is on the disk that can be.
     pub(super) async fn run(mut self) {
+        if let Err(reason) = self.serve().await {
+            self.event(NodeEvent::StorageFailed { reason });
+            // As a crash: nobody must take this node for one that keeps what it promises.
+            self.net.abort();
+            self.shared.stop.cancel();
+            return;
+        }
+        if let Some(data) = self.data.take() {
+            data.close().await;
+        }
+    }
+
+    /// Runs until told to stop. An error: why the disk failed.
+    async fn serve(&mut self) -> Result<(), String> {
         let stop = self.shared.stop.clone();
         let mut inputs = Vec::with_capacity(MAX_TURN_INPUTS);
         loop {
-            self.carry_out();
+            self.carry_out()?;
             let now = self.clock.now();
             let wait = self.core.next_deadline(now).since(now).min(MAX_PAUSE);
+            let (has_room, wants) =
+                self.data.as_ref().map_or((true, false), |data| (data.has_room(), data.wants()));
+            let wait = if wants { Duration::ZERO } else { wait };
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 () = self.inbox.wake.notified() => {}
-                count = self.inbox.inputs.recv_many(&mut inputs, MAX_TURN_INPUTS) => {
+                event = next_disk_event(&mut self.data) => self.disk_event(&event)?,
+                // A disk that does not keep up is waited for.
+                count = self.inbox.inputs.recv_many(&mut inputs, MAX_TURN_INPUTS), if has_room => {
                     if count == 0 {
-                        return;
+                        return Ok(());
                     }
                 }
                 Some(event) = self.net_events.recv() => self.net_event(event),
@@ -321,7 +384,10 @@ impl Runtime {
             // Links first: what a link delivers is queued after its coming up was noted.
             self.handle_links();
             for input in inputs.drain(..) {
-                self.handle(input);
+                self.handle(input)?;
+            }
+            if let Some(partition) = self.data.as_mut().and_then(Data::wanted) {
+                self.core.keep_state(partition);
             }
             let now = self.clock.now();
             if self.core.next_deadline(now) <= now {
@@ -351,7 +417,21 @@ impl Runtime {
         }
     }
 
-    fn handle(&mut self, input: Input) {
+    fn disk_event(&mut self, event: &storage::Event) -> Result<(), String> {
+        if let Some(data) = &mut self.data {
+            data.note(event);
+        }
+        match event {
+            storage::Event::Persisted(batch) => self.core.persisted(*batch, self.clock.now()),
+            storage::Event::Full => self.core.set_full(true),
+            storage::Event::Room => self.core.set_full(false),
+            storage::Event::WantState(_) => {}
+            storage::Event::Failed(error) => return Err(error.to_string()),
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input) -> Result<(), String> {
         let now = self.clock.now();
         match input {
             Input::Message { from, message, held } => {
@@ -362,10 +442,7 @@ impl Runtime {
                 respond.send(Response::Refused(Refusal::Overloaded));
             }
             Input::Request { request, respond, arrived: _, held } => {
-                let tag = self.next_tag;
-                self.next_tag += 1;
-                self.pending.insert(tag, respond);
-                self.core.request(tag, request, now);
+                self.request(request, respond, now);
                 drop(held);
             }
             Input::Merged { from, into, result } => match result {
@@ -380,14 +457,41 @@ impl Runtime {
             Input::Leave => self.core.leave(now),
             Input::HandOver(done) => {
                 self.core.hand_over(now);
-                self.carry_out();
-                // Whoever asked may have gone.
-                let _ = done.send(());
+                self.handing_over.push(done);
             }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, request: Request, respond: Respond, now: Timestamp) {
+        match request {
+            Request::Renew { renewals, .. } if renewals.is_empty() || renewals.len() > MAX_RENEWALS => {
+                let why = format!("{} renewals: must be 1 to {MAX_RENEWALS}", renewals.len());
+                respond.send(Response::Refused(Refusal::BadRequest(why)));
+            }
+            // Each is a write of its own, served here or passed on.
+            Request::Renew { swarm, renewals } => {
+                let together = Together::new(renewals.len(), respond);
+                for (at, renewal) in renewals.into_iter().enumerate() {
+                    self.ask_core(renewal.alone(swarm), Respond::Together(Arc::clone(&together), at), now);
+                }
+            }
+            request => self.ask_core(request, respond, now),
         }
     }
 
-    fn carry_out(&mut self) {
+    fn ask_core(&mut self, request: Request, respond: Respond, now: Timestamp) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.pending.insert(tag, respond);
+        if let (Request::Status, Some(data)) = (&request, &self.data) {
+            self.core.note_storage(data.status());
+        }
+        self.core.request(tag, request, now);
+    }
+
+    /// Does what the core wants. An error: why the disk failed.
+    fn carry_out(&mut self) -> Result<(), String> {
         let now = self.clock.now();
         while let Some(output) = self.core.poll_output(now) {
             match output {
@@ -401,7 +505,6 @@ impl Runtime {
                         respond.send(response);
                     }
                 }
-                Output::Persist { .. } => {}
                 Output::Forward { tag, to, request } => self.forward(tag, to, request),
                 Output::Keep { node, addresses } => self.net.keep(node, addresses),
                 Output::Forget { node } => self.net.forget(node),
@@ -410,6 +513,20 @@ impl Runtime {
                     self.seal(from, partitions, into, attempt, purpose);
                 }
                 Output::Left => self.shared.left.cancel(),
+                Output::Begin { .. }
+                | Output::Abandon { .. }
+                | Output::Remember { .. }
+                | Output::Persist { .. } => {
+                    if let Some(data) = &mut self.data {
+                        keep(data, &self.name, self.secret.as_ref(), output)?;
+                    }
+                }
+            }
+        }
+        if !self.handing_over.is_empty() && self.core.has_handed_over() {
+            for done in self.handing_over.drain(..) {
+                // Whoever asked may have gone.
+                let _ = done.send(());
             }
         }
         let swarm = self.core.swarm_id();
@@ -417,6 +534,7 @@ impl Runtime {
             // What was begun for one swarm must not go on in another.
             self.merging.abort_all();
         }
+        Ok(())
     }
 
     fn event(&self, event: NodeEvent) {
@@ -487,6 +605,32 @@ impl Runtime {
     }
 }
 
+/// What has happened on the disk; never anything for a node without one.
+async fn next_disk_event(data: &mut Option<Data>) -> storage::Event {
+    match data {
+        Some(data) => data.next_event().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts on the disk what belongs there. An error: why it failed.
+fn keep(data: &mut Data, name: &str, secret: Option<&Secret>, output: Output) -> Result<(), String> {
+    let result = match output {
+        Output::Begin { swarm, partitions } => data.begin(name, secret, swarm, partitions),
+        Output::Abandon { left } => data.abandon(left),
+        Output::Remember { members } => {
+            data.remember(members);
+            Ok(())
+        }
+        Output::Persist { batch, writes } => {
+            data.persist(batch, writes);
+            Ok(())
+        }
+        _ => Ok(()),
+    };
+    result.map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::core::CoreConfig;
@@ -495,6 +639,7 @@ mod tests {
     use crate::net::{Identity, NetConfig};
     use crate::ring::PartitionCount;
     use crate::state_machine::{Operation, Origin};
+    use crate::wire::Renewal;
 
     fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {
         let config = CoreConfig {
@@ -507,15 +652,17 @@ mod tests {
             replace_after: Duration::ZERO,
             addresses: Vec::new(),
             ticket: String::new(),
+            durable: false,
+            incarnation: 1,
         };
-        let core = Core::new(rpc.me, config, 0, Clock.now());
+        let core = Core::new(rpc.me, config, None, 0, Clock.now());
         let shared = Arc::new(Shared {
             events: broadcast::channel(8).0,
             swarm: watch::channel(None).0,
             left: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
-        Runtime::new(core, "test".to_owned(), None, inbox, rpc, net_events, shared)
+        Runtime::new(core, "test".to_owned(), None, None, inbox, rpc, net_events, shared)
     }
 
     fn write(operation: Operation) -> Bytes {
@@ -569,6 +716,38 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn renewals_that_come_together_are_answered_together() {
+        let (inlet, inbox) = inlet();
+        let config = NetConfig::new(Identity::generate(), "test");
+        let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let mut runtime = runtime(inbox, rpc, net_events);
+        let mut handle = |count: usize| {
+            let renewal = |number| Renewal {
+                partition: PartitionId(number),
+                origin: Origin { session: SessionId(1), sequence: 0, settled_below: 0 },
+                name: b"lock".to_vec(),
+                numbers: vec![1, 2],
+            };
+            let renewals = (0..u32::try_from(count).unwrap()).map(renewal).collect();
+            let (respond, mut response) = oneshot::channel();
+            let request = Request::Renew { swarm: SwarmId(1), renewals };
+            let respond = Respond::Here(respond);
+            runtime
+                .handle(Input::Request { request, respond, arrived: Clock.now(), held: None })
+                .unwrap();
+            runtime.carry_out().unwrap();
+            response.try_recv().unwrap()
+        };
+        let each = Renewed::Refused(Refusal::NotServing);
+        assert_eq!(handle(3), Response::Renewals(vec![each.clone(); 3]));
+        assert_eq!(handle(MAX_RENEWALS), Response::Renewals(vec![each; MAX_RENEWALS]));
+        for wrong in [0, MAX_RENEWALS + 1] {
+            assert!(matches!(handle(wrong), Response::Refused(Refusal::BadRequest(_))));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_is_older_than_a_session_allows_is_not_handled() {
         let (inlet, inbox) = inlet();
         let mut config = NetConfig::new(Identity::generate(), "test");
@@ -579,8 +758,10 @@ mod tests {
         let mut handle = |arrived| {
             let (respond, mut response) = oneshot::channel();
             let respond = Respond::Here(respond);
-            runtime.handle(Input::Request { request: Request::Ticket, respond, arrived, held: None });
-            runtime.carry_out();
+            runtime
+                .handle(Input::Request { request: Request::Ticket, respond, arrived, held: None })
+                .unwrap();
+            runtime.carry_out().unwrap();
             response.try_recv().unwrap()
         };
         let now = Clock.now();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use super::core::{CoreConfig, Output};
 use super::event::{MemberChange, NodeEvent};
@@ -16,7 +17,9 @@ use super::export::Exports;
 use super::reconcile::{GroupView, Step, next_step};
 use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::membership::{self, Change, Me, MemberState, Membership, MembershipConfig};
-use crate::replication::{self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, Role};
+use crate::replication::{
+    self, Driver, DriverConfig, GroupMessage, GroupStatus, Outcome, ReplicaProgress, Role, Stored,
+};
 use crate::ring::{PartitionCount, Ring};
 use crate::state_machine::{Operation, StateMachine};
 use crate::time::Timestamp;
@@ -36,6 +39,16 @@ const TRANSFER_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_MOVES: usize = 16;
 /// Most requests that wait for a key to change, per node.
 const MAX_WAITS: usize = 16 * 1024;
+/// Most members that are remembered across a restart.
+const MAX_REMEMBERED: usize = 1024;
+
+/// A member as it is remembered across a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    pub(super) node: NodeId,
+    pub(super) weight: u32,
+    pub(super) addresses: Vec<String>,
+}
 
 /// A founded swarm as one of its members sees it.
 #[derive(Debug)]
@@ -51,6 +64,12 @@ pub(super) struct Swarm {
     ring: Ring,
     /// The members and weights that the ring was made of.
     placed: Vec<(NodeId, u32)>,
+    /// Whom this node knew before it restarted. Until they are heard of they keep their places, for as long as
+    /// one that died.
+    remembered: BTreeMap<NodeId, Remembered>,
+    remembered_until: Timestamp,
+    /// Whether anything is kept across a restart.
+    durable: bool,
     driver: Driver,
     /// Linked members of this swarm.
     linked: BTreeSet<NodeId>,
@@ -64,6 +83,11 @@ pub(super) struct Swarm {
     transferred: BTreeMap<PartitionId, Timestamp>,
     waits: Waits,
     exports: Exports,
+    /// Whether this node is about to stop: it hands over what it leads, and takes no part in placement.
+    stopping: bool,
+    /// Linked members that are about to stop.
+    // Invariant: all of them are linked.
+    others_stopping: BTreeSet<NodeId>,
     /// Whether the members that count may have changed since the ring was made.
     stale_ring: bool,
     /// `Some` while leaving: the number of replicas told last.
@@ -121,9 +145,11 @@ impl Swarm {
         let mut rng = StdRng::seed_from_u64(seed);
         let identity = Me { node: me, addresses: config.addresses.clone(), weight: config.weight };
         let membership_rng = StdRng::seed_from_u64(rng.next_u64());
-        let membership = Membership::new(identity, 1, MembershipConfig::default(), membership_rng, now);
+        let membership =
+            Membership::new(identity, config.incarnation, MembershipConfig::default(), membership_rng, now);
         let exports = Exports::new(rng.next_u64());
-        let mut driver = Driver::new(me, DriverConfig::default(), rng, now);
+        let driver_config = DriverConfig { durable: config.durable, ..DriverConfig::default() };
+        let mut driver = Driver::new(me, driver_config, rng, now);
         driver.join(partitions.get());
         Self {
             me,
@@ -136,6 +162,9 @@ impl Swarm {
             membership,
             ring: Ring::new([(me, config.weight)], partitions, config.replicas),
             placed: vec![(me, config.weight)],
+            remembered: BTreeMap::new(),
+            remembered_until: Timestamp::ZERO,
+            durable: config.durable,
             driver,
             linked: BTreeSet::new(),
             leaders: vec![None; partitions.get() as usize],
@@ -144,6 +173,8 @@ impl Swarm {
             transferred: BTreeMap::new(),
             waits: Waits::default(),
             exports,
+            stopping: false,
+            others_stopping: BTreeSet::new(),
             stale_ring: false,
             leaving: None,
             outputs: VecDeque::new(),
@@ -155,7 +186,39 @@ impl Swarm {
         self.driver.found(self.partitions.get(), now);
     }
 
+    /// This node was part of the swarm before it restarted.
+    pub(super) fn resume(&mut self, members: Vec<Remembered>, stored: Stored, now: Timestamp) {
+        for member in &members {
+            let (node, addresses) = (member.node, member.addresses.clone());
+            self.outputs.push_back(Output::Keep { node, addresses });
+        }
+        self.remembered = members.into_iter().map(|member| (member.node, member)).collect();
+        self.remembered_until = now + self.replace_after;
+        self.driver.restore(self.partitions.get(), stored, now);
+        let damaged: Vec<_> = self.driver.damaged().collect();
+        if !damaged.is_empty() {
+            self.outputs.push_back(Output::Event(NodeEvent::Damaged { partitions: damaged }));
+        }
+        self.place(now);
+        self.reconcile_at = now + SETTLE;
+    }
+
     // -- inputs --
+
+    /// All batches up to this one are on the disk.
+    pub(super) fn persisted(&mut self, batch: u64, now: Timestamp) {
+        self.driver.persisted(batch, now);
+    }
+
+    /// The disk is full, or has room again.
+    pub(super) fn set_full(&mut self, full: bool) {
+        self.driver.set_full(full);
+    }
+
+    /// The store wants the state of a partition.
+    pub(super) fn keep_state(&mut self, partition: PartitionId) {
+        self.driver.keep_state(partition);
+    }
 
     pub(super) fn link_up(&mut self, node: NodeId, now: Timestamp) {
         self.linked.insert(node);
@@ -166,11 +229,15 @@ impl Swarm {
             let message = Message::Leading { swarm: self.id, leads };
             self.outputs.push_back(Output::Send { to: node, message });
         }
+        if self.stopping {
+            self.tell_stopping(node);
+        }
         self.reconcile_soon(now + STEP_INTERVAL);
     }
 
     pub(super) fn link_down(&mut self, node: NodeId, now: Timestamp) {
         self.linked.remove(&node);
+        self.others_stopping.remove(&node);
         self.membership.link_down(node, now);
         self.driver.link_down(node, now);
     }
@@ -205,8 +272,38 @@ impl Swarm {
         }
     }
 
+    /// This node is about to stop: others are to lead what it leads.
     pub(super) fn hand_over(&mut self, now: Timestamp) {
-        self.driver.hand_over(now);
+        if !self.stopping {
+            self.stopping = true;
+            for node in self.linked.clone() {
+                self.tell_stopping(node);
+            }
+        }
+        self.driver.hand_over(&self.others_stopping, now);
+        self.reconcile_soon(now + STEP_INTERVAL);
+    }
+
+    /// Whether this node leads nothing that another could lead.
+    pub(super) fn has_handed_over(&self) -> bool {
+        let could_lead = |replica: &ReplicaProgress| {
+            replica.voter && replica.live && !self.others_stopping.contains(&replica.node)
+        };
+        !self.partition_ids().filter_map(|partition| self.driver.group(partition)).any(|group| {
+            group.role == Role::Leader && group.progress.iter().any(could_lead)
+        })
+    }
+
+    fn tell_stopping(&mut self, to: NodeId) {
+        let message = Message::Stopping { swarm: self.id };
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    /// A linked member is about to stop.
+    pub(super) fn other_stopping(&mut self, node: NodeId) {
+        if self.linked.contains(&node) {
+            self.others_stopping.insert(node);
+        }
     }
 
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>, now: Timestamp) {
@@ -268,7 +365,9 @@ impl Swarm {
 
     /// Whether all others have left without handing anything to this node: there is no swarm here any more.
     pub(super) fn is_deserted(&self) -> bool {
+        let unheard = |node: &NodeId| self.membership.member(*node).is_none();
         self.driver.replicas().next().is_none()
+            && !self.remembered.keys().any(unheard)
             && self
                 .membership
                 .members()
@@ -293,6 +392,9 @@ impl Swarm {
                     bytes: group.bytes as u64,
                     applied: group.applied,
                     log_entries: group.log_entries as u64,
+                    term: group.term,
+                    last: group.last,
+                    damaged: group.damaged,
                 })
             })
             .collect()
@@ -318,10 +420,14 @@ impl Swarm {
                 let response = piece.map_or(Response::Refused(Refusal::NoExport), Response::Piece);
                 return Err(Box::new(response));
             }
-            Request::View => return Err(Box::new(Response::View(self.view()))),
-            Request::Status | Request::Ticket | Request::Leave => {
+            Request::View => return Err(Box::new(Response::View(self.view(now)))),
+            Request::Recover { swarm, partition, empty } => {
+                return Err(Box::new(self.recover(*swarm, *partition, *empty, now)));
+            }
+            // Several renewals are taken apart before they come here.
+            Request::Renew { .. } | Request::Status | Request::Ticket | Request::Leave | Request::Stop => {
                 return Err(Box::new(Response::Refused(Refusal::BadRequest(
-                    "not about a partition".to_owned(),
+                    "not about one partition".to_owned(),
                 ))));
             }
         };
@@ -338,6 +444,30 @@ impl Swarm {
                 Ok(())
             }
             Route::Nowhere(refusal) => Err(Box::new(Response::Refused(refusal))),
+        }
+    }
+
+    /// Goes on alone with this node's replica, or with nothing, because the majority is gone for good.
+    fn recover(&mut self, swarm: SwarmId, partition: PartitionId, empty: bool, now: Timestamp) -> Response {
+        if swarm != self.id {
+            return Response::Refused(Refusal::OtherSwarm);
+        }
+        if partition.0 >= self.partitions() {
+            return Response::Refused(Refusal::BadRequest(format!("there is no partition {partition}")));
+        }
+        let result = if empty {
+            let term = self.leaders[partition.0 as usize].map_or(0, |(term, _)| term);
+            self.driver.recover_empty(partition, term, now)
+        } else {
+            self.driver.recover(partition, now)
+        };
+        match result {
+            Ok(()) => {
+                tracing::warn!(%partition, empty, "a new generation of the partition begins here");
+                self.reconcile_soon(now + STEP_INTERVAL);
+                Response::Recovered
+            }
+            Err(error) => Response::Refused(Refusal::BadRequest(error.to_string())),
         }
     }
 
@@ -370,7 +500,14 @@ impl Swarm {
                 }
                 self.driver.export(partition, tag, now);
             }
-            Request::Piece { .. } | Request::View | Request::Status | Request::Ticket | Request::Leave => {}
+            Request::Recover { .. }
+            | Request::Renew { .. }
+            | Request::Piece { .. }
+            | Request::View
+            | Request::Status
+            | Request::Ticket
+            | Request::Leave
+            | Request::Stop => {}
         }
         Ok(())
     }
@@ -404,12 +541,15 @@ impl Swarm {
                 watch.check().map_err(|error| error.to_string())?;
                 Some(watch.key())
             }
-            Request::Export { .. }
+            Request::Renew { .. }
+            | Request::Export { .. }
             | Request::Piece { .. }
             | Request::View
             | Request::Status
             | Request::Ticket
-            | Request::Leave => None,
+            | Request::Leave
+            | Request::Stop
+            | Request::Recover { .. } => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {
@@ -454,19 +594,27 @@ impl Swarm {
         self.outputs.push_back(Output::Respond { tag, response });
     }
 
-    fn view(&self) -> SwarmView {
-        let members = self
-            .membership
-            .members()
-            .map(|member| MemberView {
-                node: member.node,
-                addresses: member.addresses.clone(),
-                weight: member.weight,
-                state: member.state,
-                draining: member.draining,
-                on_ring: self.ring.members().contains(&member.node),
-            })
-            .collect();
+    fn view(&self, now: Timestamp) -> SwarmView {
+        let on_ring = |node: NodeId| self.ring.members().contains(&node);
+        let heard = self.membership.members().map(|member| MemberView {
+            node: member.node,
+            addresses: member.addresses.clone(),
+            weight: member.weight,
+            state: member.state,
+            since_ms: Some(u64::try_from(now.since(member.since).as_millis()).unwrap_or(u64::MAX)),
+            draining: member.draining,
+            on_ring: on_ring(member.node),
+        });
+        let unheard = self.unheard().map(|member| MemberView {
+            node: member.node,
+            addresses: member.addresses.clone(),
+            weight: member.weight,
+            state: MemberState::Dead,
+            since_ms: None,
+            draining: false,
+            on_ring: on_ring(member.node),
+        });
+        let members = heard.chain(unheard).collect();
         let leaders = self
             .partition_ids()
             .map(|partition| match self.driver.group(partition) {
@@ -499,7 +647,27 @@ impl Swarm {
         }
         if std::mem::take(&mut self.stale_ring) {
             self.place(now);
+            if self.durable {
+                let members = self.to_remember();
+                self.outputs.push_back(Output::Remember { members });
+            }
         }
+    }
+
+    /// Whom to look for after a restart: all that have not left, heard of or not.
+    fn to_remember(&self) -> Vec<Remembered> {
+        let others = self.membership.members().filter(|member| member.node != self.me);
+        let heard = others.filter(|member| member.state != MemberState::Left).map(|member| Remembered {
+            node: member.node,
+            weight: member.weight,
+            addresses: member.addresses.clone(),
+        });
+        heard.chain(self.unheard().cloned()).take(MAX_REMEMBERED).collect()
+    }
+
+    /// Whom this node knew before it restarted and has not heard of since.
+    fn unheard(&self) -> impl Iterator<Item = &Remembered> {
+        self.remembered.values().filter(|member| self.membership.member(member.node).is_none())
     }
 
     fn member_changed(&mut self, change: &Change) {
@@ -540,7 +708,7 @@ impl Swarm {
     /// Computes the ring from the members that count now.
     fn place(&mut self, now: Timestamp) {
         let mut grace_ends = Timestamp::NEVER;
-        let members: Vec<(NodeId, u32)> = self
+        let mut members: Vec<(NodeId, u32)> = self
             .membership
             .members()
             .filter(|member| {
@@ -556,6 +724,11 @@ impl Swarm {
             })
             .map(|member| (member.node, member.weight))
             .collect();
+        for member in self.unheard().filter(|_| now < self.remembered_until) {
+            grace_ends = grace_ends.min(self.remembered_until);
+            members.push((member.node, member.weight));
+        }
+        members.sort_unstable();
         self.reconcile_at = self.reconcile_at.min(grace_ends);
         if self.placed != members {
             self.ring = Ring::new(members.iter().copied(), self.partitions, self.replicas);
@@ -661,6 +834,11 @@ impl Swarm {
 
     /// One step of each group that this node leads and that is not where the ring wants it.
     fn reconcile(&mut self, now: Timestamp) {
+        if self.stopping {
+            self.hand_over(now);
+            self.reconcile_at = now + STEP_INTERVAL;
+            return;
+        }
         let mut moving = 0;
         let mut unsettled = false;
         for partition in self.partition_ids() {
@@ -673,8 +851,13 @@ impl Swarm {
             }
             let view = group_view(&group);
             moving += usize::from(!view.learners.is_empty());
-            let targets = self.ring.replicas(partition);
-            let step = next_step(self.me, &view, targets, |node| self.linked.contains(&node));
+            // Who has lost its replica gets another one, when that is gone.
+            let is_lost =
+                |node: &NodeId| group.progress.iter().any(|replica| replica.lost && replica.node == *node);
+            let targets = self.ring.replicas(partition).iter().copied().filter(|node| !is_lost(node));
+            let targets: Vec<_> = targets.collect();
+            let stays = |node| self.linked.contains(&node) && !self.others_stopping.contains(&node);
+            let step = next_step(self.me, &view, &targets, stays);
             unsettled |= step.is_some() || !view.learners.is_empty();
             let base = group.config;
             match step {

@@ -94,10 +94,12 @@ impl World {
             replace_after: Duration::from_secs(30),
             addresses: vec![me.to_string()],
             ticket: String::new(),
+            durable: false,
+            incarnation: 1,
         };
         let seed = self.rng.random();
         let others: Vec<NodeId> = self.nodes.keys().copied().collect();
-        self.nodes.insert(me, Core::new(me, config, seed, self.now));
+        self.nodes.insert(me, Core::new(me, config, None, seed, self.now));
         for other in others {
             self.link(me, other);
         }
@@ -367,7 +369,10 @@ impl World {
                 Output::Event(event) => self.events.entry(node).or_default().push(event),
                 Output::Left => drop(self.left.insert(node)),
                 // Links stay up by themselves here, and merging is tested on real nodes.
-                Output::Persist { .. }
+                Output::Begin { .. }
+                | Output::Abandon { .. }
+                | Output::Remember { .. }
+                | Output::Persist { .. }
                 | Output::Keep { .. }
                 | Output::Forget { .. }
                 | Output::Seal { .. } => {}
@@ -499,6 +504,31 @@ fn nodes_join_and_leave_and_nothing_is_lost() {
             }
         }
         assert_eq!(world.replicas(nodes[0]).len(), PARTITIONS as usize);
+    });
+}
+
+#[test]
+fn who_stops_hands_over_what_it_leads_and_is_handed_nothing_back() {
+    for_seeds(|world| {
+        let nodes = world.swarm(3);
+        let stopping = nodes[world.rng.random_range(0..3)];
+        let leads = |world: &World| {
+            let replicas = world.nodes[&stopping].replicas();
+            replicas.iter().filter(|replica| replica.leader == Some(stopping)).count()
+        };
+        assert!(leads(world) > 0, "seed {}", world.seed);
+        let now = world.now;
+        world.nodes.get_mut(&stopping).unwrap().hand_over(now);
+        world.drain(stopping);
+        let handed_over = |world: &World| world.nodes[&stopping].has_handed_over();
+        world.run_until(Duration::from_millis(200), "all is handed over", handed_over);
+        // It owns partitions, and while it is linked their leaders know that it could lead them.
+        for _ in 0..20 {
+            world.run(Duration::from_millis(50));
+            assert_eq!(leads(world), 0, "seed {}", world.seed);
+        }
+        let others: Vec<NodeId> = nodes.into_iter().filter(|node| *node != stopping).collect();
+        world.put(&others, "key", "value");
     });
 }
 

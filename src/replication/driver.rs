@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-use super::durable::{Stored, StoredReplica, Write};
-use super::group::Group;
+use super::durable::{Stored, Write};
+use super::group::{Damaged, Group};
 use super::message::{Body, GroupMessage, RaftKind};
 use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, RecoverError, Refusal};
@@ -14,6 +14,8 @@ use crate::id::{NodeId, PartitionId, ReplicaId};
 use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
+/// While the disk is full, no message heavier than this is taken: none with entries or states, in bytes.
+const FULL_WEIGHT: usize = 64 + 64;
 /// How often a replica that lost something asks whether its group has removed it.
 const INQUIRE_DAMAGED: Duration = Duration::from_secs(5);
 /// A frame is closed when it has so many bytes; one message may take it over that.
@@ -33,7 +35,7 @@ pub struct Driver {
     destroyed: BTreeMap<PartitionId, ReplicaId>,
     /// Replicas of which something was lost on the disk. They take no part any more: their leaders are told, and
     /// replace them. What is left of them is kept for [`Driver::recover`].
-    damaged: BTreeMap<PartitionId, StoredReplica>,
+    damaged: BTreeMap<PartitionId, Damaged>,
     /// Groups that this turn has touched.
     touched: BTreeSet<PartitionId>,
     next_tick: Timestamp,
@@ -92,8 +94,8 @@ impl Driver {
                     self.groups.insert(partition, group);
                     self.touched.insert(partition);
                 }
-                Err(unusable) => {
-                    self.damaged.insert(partition, unusable.0);
+                Err(damaged) => {
+                    self.damaged.insert(partition, damaged);
                 }
             }
         }
@@ -111,10 +113,10 @@ impl Driver {
     pub fn keep_state(&mut self, partition: PartitionId) {
         if let Some(group) = self.groups.get(&partition) {
             group.keep_state(false, &mut self.shared);
-        } else if let Some(damaged) = self.damaged.get(&partition)
-            && let Some(state) = damaged.state.clone()
+        } else if let Some(Damaged { stored, .. }) = self.damaged.get(&partition)
+            && let Some(state) = stored.state.clone()
         {
-            let replica = damaged.replica;
+            let replica = stored.replica;
             self.shared.keep(Write::State { partition, replica, replaces_log: false, state });
         }
     }
@@ -143,7 +145,7 @@ impl Driver {
             group.recover(&mut self.shared)?;
         } else {
             let damaged = self.damaged.get(&partition).ok_or(RecoverError::NoReplica)?;
-            old = damaged.replica;
+            old = damaged.stored.replica;
             let group = Group::recovered(partition, damaged, &mut self.shared)?;
             self.groups.insert(partition, group);
             self.damaged.remove(&partition);
@@ -156,6 +158,45 @@ impl Driver {
     fn note_destroyed(&mut self, partition: PartitionId, replica: ReplicaId) {
         let destroyed = self.destroyed.entry(partition).or_insert(replica);
         *destroyed = (*destroyed).max(replica);
+    }
+
+    /// Begins a new generation of a group with nothing: no replica of it with a state is left anywhere. `term` is
+    /// the highest that is known of it.
+    ///
+    /// # Errors
+    /// If this node holds a replica that [`Driver::recover`] takes, or one that is being brought up; nothing was
+    /// done.
+    pub fn recover_empty(
+        &mut self,
+        partition: PartitionId,
+        term: u64,
+        now: Timestamp,
+    ) -> Result<(), RecoverError> {
+        self.advance_to(now);
+        let mut old = None;
+        if let Some(group) = self.groups.get(&partition) {
+            if !group.is_empty_and_alone(&self.shared) {
+                return Err(RecoverError::NotEmpty);
+            }
+            old = Some(group.id());
+        } else if let Some(damaged) = self.damaged.get(&partition) {
+            if damaged.holds_state() {
+                return Err(RecoverError::NotEmpty);
+            }
+            old = Some(damaged.stored.replica);
+        }
+        let last_here = old.into_iter().chain(self.destroyed.get(&partition).copied()).max();
+        let group = Group::anew(partition, term, last_here.unwrap_or(ReplicaId(0)), &mut self.shared)?;
+        self.damaged.remove(&partition);
+        if let Some(mut old) = self.groups.insert(partition, group) {
+            old.close(&mut self.shared);
+        }
+        if let Some(replica) = old {
+            self.note_destroyed(partition, replica);
+            self.shared.keep(Write::Destroy { partition, replica });
+        }
+        self.touched.insert(partition);
+        Ok(())
     }
 
     /// Drops every group: this node's swarm is no more. What was asked is answered.
@@ -289,6 +330,10 @@ impl Driver {
             return;
         }
         let to = message.to;
+        if self.shared.full && message.weight() > FULL_WEIGHT {
+            // No room for it now; it is sent again.
+            return;
+        }
         if let Some(group) = self.groups.get(&partition) {
             if to == group.id() {
                 self.with(partition, |group, shared| group.receive(from, message, shared));
@@ -296,6 +341,11 @@ impl Driver {
                 // The group has taken this node in again under a new id: so the replica here was removed. That
                 // is for the group to say, and then the new one is created.
                 self.with(partition, Group::ask_whether_in);
+            } else if to < group.id() && group.has_removed(message.from) && message.body != Body::Retired {
+                // Of an older generation, to one that is no more: its replicas may have found a majority of their
+                // own, and would never ask.
+                let answer = Group::message(partition, group.id(), message.from, Body::Retired);
+                self.shared.send(from, answer);
             }
             return;
         }
@@ -324,7 +374,7 @@ impl Driver {
     /// was about it.
     fn is_for_damaged(&mut self, from: NodeId, message: &GroupMessage, from_leader: bool) -> bool {
         let partition = message.partition;
-        let Some(replica) = self.damaged.get(&partition).map(|damaged| damaged.replica) else {
+        let Some(replica) = self.damaged.get(&partition).map(|damaged| damaged.stored.replica) else {
             return false;
         };
         let removed = message.to == replica && message.body == Body::Retired;
@@ -390,8 +440,9 @@ impl Driver {
         self.with(partition, |group, shared| group.transfer(to, shared)).unwrap_or(false)
     }
 
-    /// Hands over every leadership to whoever is best placed: before a stop. How many were begun.
-    pub fn hand_over(&mut self, now: Timestamp) -> usize {
+    /// Hands over every leadership to whoever is best placed and not among those `stopping` as well: before a stop.
+    /// How many were begun.
+    pub fn hand_over(&mut self, stopping: &BTreeSet<NodeId>, now: Timestamp) -> usize {
         self.advance_to(now);
         let led: Vec<_> = self
             .groups
@@ -399,7 +450,10 @@ impl Driver {
             .filter(|(_, group)| group.is_leader())
             .map(|(partition, _)| *partition)
             .collect();
-        led.into_iter().filter(|partition| self.with(*partition, Group::hand_over).unwrap_or(false)).count()
+        let mut hand_over = |partition: &PartitionId| {
+            self.with(*partition, |group, shared| group.hand_over(stopping, shared)).unwrap_or(false)
+        };
+        led.iter().filter(|partition| hand_over(partition)).count()
     }
 
     /// When [`Driver::handle_deadline`] is to be called next.
@@ -438,7 +492,8 @@ impl Driver {
         if self.ticks.is_multiple_of(self.shared.config.ticks(INQUIRE_DAMAGED)) {
             for (partition, damaged) in &self.damaged {
                 for node in self.shared.linked.clone() {
-                    let inquiry = Group::message(*partition, damaged.replica, ReplicaId(0), Body::Inquiry);
+                    let inquiry =
+                        Group::message(*partition, damaged.stored.replica, ReplicaId(0), Body::Inquiry);
                     self.shared.send(node, inquiry);
                 }
             }
@@ -484,7 +539,10 @@ impl Driver {
 
     /// How the replica of a partition on this node is; `None` if there is none.
     pub fn group(&self, partition: PartitionId) -> Option<GroupStatus> {
-        self.groups.get(&partition).map(|group| group.status(&self.shared))
+        match self.groups.get(&partition) {
+            Some(group) => Some(group.status(&self.shared)),
+            None => Some(self.damaged.get(&partition)?.status.clone()),
+        }
     }
 
     /// Who leads a partition, if this node has a replica of it and knows a leader that it is linked with.

@@ -196,6 +196,9 @@ pub enum RecoverError {
     /// This node holds no replica of the partition.
     #[error("this node holds no replica of the partition")]
     NoReplica,
+    /// This node holds a replica: there is something to begin with.
+    #[error("this node holds a replica of the partition")]
+    NotEmpty,
     /// The replica never got its state, or lost it.
     #[error("the replica holds no state")]
     NoState,
@@ -254,10 +257,14 @@ pub struct GroupStatus {
     pub applied: u64,
     /// Log index known to be committed.
     pub committed: u64,
+    /// Index and term of the last entry held.
+    pub last: (u64, u64),
     /// Entries kept in the log.
     pub log_entries: usize,
     /// The swarm into which this one dissolves, if the partition is sealed.
     pub sealed: Option<SwarmId>,
+    /// Something of the replica was lost on the disk: it takes no part in its group.
+    pub damaged: bool,
 }
 
 /// How another replica is, as its leader knows.

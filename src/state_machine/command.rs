@@ -17,8 +17,9 @@ pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// A moment in a partition's own time, in milliseconds since its founding.
 ///
 /// The partition's leader stamps each command: the time at which it took over plus what has passed since on its
-/// own clock. So partition time never goes back, does not follow jumps of any wall clock, and stands still
-/// while there is no leader: something may expire late, never early. Replicas only compare.
+/// own clock, as far as it was awake and heard a quorum. So partition time never goes back, does not follow jumps of
+/// any wall clock, and stands still while there is no leader that can be told anything: something may expire late,
+/// never early. Replicas only compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct PartitionTime(pub u64);
 

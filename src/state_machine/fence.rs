@@ -47,10 +47,6 @@ impl Fences {
         self.tokens.iter().map(|(key, token)| (key, *token))
     }
 
-    pub(super) fn into_iter(self) -> impl Iterator<Item = (Vec<u8>, FencingToken)> {
-        self.tokens.into_iter()
-    }
-
     pub(super) fn contains(&self, key: &[u8]) -> bool {
         self.tokens.contains_key(key)
     }

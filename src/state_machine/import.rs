@@ -121,7 +121,7 @@ impl StateMachine {
                 match item {
                     Imported::Key { key, .. } if self.keys.get(&key).is_some() => state.kept += 1,
                     Imported::Key { key, value, ttl_ms } => {
-                        self.set(key, value, version, ttl_ms);
+                        self.set(&key, &value, version, ttl_ms);
                     }
                     // Whatever token came later is as good.
                     Imported::Fence { key, token } => drop(self.fences.pass(&key, token)),
@@ -135,12 +135,12 @@ impl StateMachine {
 
     /// Everything in it that a backup can put back: keys, and then the tokens that keys were written with. Not
     /// locks, whose holders know nothing of another swarm, and not sessions.
-    pub fn into_imports(self) -> impl Iterator<Item = Imported> {
+    pub fn imports(&self) -> impl Iterator<Item = Imported> {
         let now = self.time;
-        let keys = self.keys.into_iter().map(move |(key, slot)| {
+        let keys = self.keys.iter().map(move |(key, slot)| {
             let ttl_ms = slot.expiry.map(|expiry| expiry.0.saturating_sub(now.0).max(1));
-            Imported::Key { key, value: slot.value, ttl_ms }
+            Imported::Key { key: key.to_vec(), value: slot.value.to_vec(), ttl_ms }
         });
-        keys.chain(self.fences.into_iter().map(|(key, token)| Imported::Fence { key, token }))
+        keys.chain(self.fences.iter().map(|(key, token)| Imported::Fence { key: key.clone(), token }))
     }
 }

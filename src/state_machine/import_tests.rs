@@ -208,7 +208,7 @@ fn what_a_backup_can_put_back_is_keys_with_what_is_left_of_their_time_and_tokens
     partition.run(Operation::Delete { key: b"c".to_vec() });
     partition.time = 1200;
     partition.run(Operation::Advance);
-    let items: Vec<_> = partition.state.into_imports().collect();
+    let items: Vec<_> = partition.state.imports().collect();
     let b = Imported::Key { key: b"b".to_vec(), value: b"2".to_vec(), ttl_ms: Some(300) };
     assert_eq!(items, [key("a", "1"), b, Imported::Fence { key: b"c".to_vec(), token }]);
 }
@@ -296,7 +296,7 @@ proptest! {
             next += u64::from(number == next);
             prop_assert_eq!(reply, imported(9, next, 0));
         }
-        let held: Vec<_> = std::mem::take(&mut partition.state).into_imports().collect();
+        let held: Vec<_> = std::mem::take(&mut partition.state).imports().collect();
         prop_assert_eq!(held, (0..next).flat_map(part).collect::<Vec<_>>());
     }
 }

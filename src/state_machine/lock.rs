@@ -126,6 +126,9 @@ pub struct PlaceView {
     pub claim: Claim,
     /// How it holds or wants the lock.
     pub mode: LockMode,
+    /// Its place in the order of those who asked: the log index at which it did. Who has a lower one is served
+    /// first.
+    pub arrival: Version,
     /// Of its grant, if it holds.
     pub token: Option<FencingToken>,
     /// Milliseconds until its lease is over, by the partition's time when this was read.
@@ -159,6 +162,7 @@ impl Place {
         PlaceView {
             claim,
             mode: self.mode,
+            arrival: self.arrival,
             token: self.token,
             lease_ms: self.expiry.0.saturating_sub(now.0),
             note: self.note.clone(),

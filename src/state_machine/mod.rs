@@ -149,21 +149,21 @@ impl StateMachine {
 
     fn execute(&mut self, version: Version, operation: Operation) -> Reply {
         match operation {
-            Operation::Put { key, value, ttl_ms } => self.set(key, value, version, ttl_ms),
-            Operation::Delete { key } => Reply::Deleted { existed: self.keys.remove(key) },
+            Operation::Put { key, value, ttl_ms } => self.set(&key, &value, version, ttl_ms),
+            Operation::Delete { key } => Reply::Deleted { existed: self.keys.remove(&key) },
             Operation::CompareAndSwap { key, expected, value, ttl_ms } => {
                 let found = self.version(&key);
                 if found == expected {
-                    self.set(key, value, version, ttl_ms)
+                    self.set(&key, &value, version, ttl_ms)
                 } else {
                     Reply::Conflict { version: found }
                 }
             }
-            Operation::Increment { key, by } => self.increment(key, by, version),
+            Operation::Increment { key, by } => self.increment(&key, by, version),
             Operation::Expire { key, ttl_ms } => match self.keys.get(&key) {
                 Some(slot) => {
-                    let value = slot.value.clone();
-                    self.set(key, value, version, ttl_ms)
+                    let value = slot.value.to_vec();
+                    self.set(&key, &value, version, ttl_ms)
                 }
                 None => Reply::NotFound,
             },
@@ -193,11 +193,11 @@ impl StateMachine {
             Operation::Release { name, claim } => self.locks.release(&name, claim, version, self.time),
             Operation::Proclaim { name, claim, note } => self.locks.proclaim(&name, claim, note, version),
             Operation::PutFenced { key, value, ttl_ms, token } => match self.fences.pass(&key, token) {
-                Ok(()) => self.set(key, value, version, ttl_ms),
+                Ok(()) => self.set(&key, &value, version, ttl_ms),
                 Err(answer) => answer,
             },
             Operation::DeleteFenced { key, token } => match self.fences.pass(&key, token) {
-                Ok(()) => Reply::Deleted { existed: self.keys.remove(key) },
+                Ok(()) => Reply::Deleted { existed: self.keys.remove(&key) },
                 Err(answer) => answer,
             },
         }
@@ -220,22 +220,22 @@ impl StateMachine {
         self.sealed.as_mut().filter(|seal| seal.attempt == attempt)
     }
 
-    fn set(&mut self, key: Vec<u8>, value: Vec<u8>, version: Version, ttl_ms: Option<u64>) -> Reply {
+    fn set(&mut self, key: &[u8], value: &[u8], version: Version, ttl_ms: Option<u64>) -> Reply {
         let expiry = ttl_ms.map(|ttl| PartitionTime(self.time.0.saturating_add(ttl)));
         let slot = Slot { value, version, expiry };
         self.keys.insert(key, slot);
         Reply::Written { version }
     }
 
-    fn increment(&mut self, key: Vec<u8>, by: i64, version: Version) -> Reply {
-        let (sum, expiry) = match self.keys.get(&key) {
-            Some(slot) => (integer(&slot.value).and_then(|value| value.checked_add(by)), slot.expiry),
+    fn increment(&mut self, key: &[u8], by: i64, version: Version) -> Reply {
+        let (sum, expiry) = match self.keys.get(key) {
+            Some(slot) => (integer(slot.value).and_then(|value| value.checked_add(by)), slot.expiry),
             None => (Some(by), None),
         };
         let Some(value) = sum else {
             return Reply::NotAnInteger;
         };
-        self.keys.insert(key, Slot { value: value.to_string().into_bytes(), version, expiry });
+        self.keys.insert(key, Slot { value: value.to_string().as_bytes(), version, expiry });
         Reply::Incremented { value, version }
     }
 

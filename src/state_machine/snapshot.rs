@@ -100,7 +100,7 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
         },
     );
     for (key, slot) in state.keys.iter() {
-        push(&mut out, &Record::Key { key, value: &slot.value, version: slot.version, expiry: slot.expiry });
+        push(&mut out, &Record::Key { key, value: slot.value, version: slot.version, expiry: slot.expiry });
     }
     for (key, token) in state.fences.iter() {
         push(&mut out, &Record::Fence { key, token });
@@ -168,8 +168,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
         let fits = match record {
             Record::Header { .. } => false,
             Record::Key { key, value, version, expiry } => {
-                let value = value.to_vec();
-                state.keys.insert(key.to_vec(), Slot { value, version, expiry });
+                state.keys.insert(key, Slot { value, version, expiry });
                 true
             }
             Record::Fence { key, token } => {

@@ -435,7 +435,7 @@ proptest! {
                 .keys
                 .iter()
                 .map(|(key, slot)| {
-                    (key.clone(), slot.value.clone(), slot.version.0, slot.expiry.map(|due| due.0))
+                    (key.to_vec(), slot.value.to_vec(), slot.version.0, slot.expiry.map(|due| due.0))
                 })
                 .collect();
             prop_assert_eq!(&held, &model.keys);

@@ -11,6 +11,9 @@ pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
 pub const MAX_WAIT_MS: u32 = 30_000;
+/// Most partitions in one [`Request::Renew`]: with the longest names and most claims in each, it still fits into a
+/// message.
+pub const MAX_RENEWALS: usize = 128;
 
 /// Longest [`Response::Piece`].
 pub const MAX_PIECE_BYTES: usize = 1024 * 1024;
@@ -53,6 +56,15 @@ pub enum Request {
         query: Query,
         /// Sent on by a node that cannot answer: not to be sent on again.
         forwarded: bool,
+    },
+    /// Renew what a client holds and waits for in several partitions: one message for all that the node leads. Each
+    /// renewal is a write of its own, as if it had come as a [`Request::Write`]. Answered by
+    /// [`Response::Renewals`].
+    Renew {
+        /// The swarm that is meant: partitions and the numbers of writes are its own.
+        swarm: SwarmId,
+        /// At most [`MAX_RENEWALS`].
+        renewals: Vec<Renewal>,
     },
     /// Wait until something has changed. Linearizable. Answered by [`Response::Answer`], or by
     /// [`Response::Unchanged`].
@@ -98,6 +110,19 @@ pub enum Request {
     /// Hand everything over and leave the swarm. Answered by [`Response::Leaving`] at once; progress is in
     /// [`NodeStatus`].
     Leave,
+    /// Hand over what the node leads and end, to come back with what is on its disk. Answered by
+    /// [`Response::Leaving`] at once, or refused if it keeps nothing.
+    Stop,
+    /// Make the node's replica of a partition the first and only one of a new generation of its group, because
+    /// the majority is gone for good. Answered by [`Response::Recovered`].
+    Recover {
+        /// The swarm that is meant.
+        swarm: SwarmId,
+        /// The partition.
+        partition: PartitionId,
+        /// Begin with nothing: no replica is left anywhere. Refused if this node holds one.
+        empty: bool,
+    },
 }
 
 impl Request {
@@ -112,9 +137,57 @@ impl Request {
             | Self::Piece { forwarded, .. } => {
                 *forwarded = true;
             }
-            Self::View | Self::Status | Self::Ticket | Self::Leave => {}
+            Self::Renew { .. }
+            | Self::View
+            | Self::Status
+            | Self::Ticket
+            | Self::Leave
+            | Self::Stop
+            | Self::Recover { .. } => {}
         }
         self
+    }
+}
+
+/// The write of an [`Operation::Renew`] among others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The partition that the locks belong to.
+    pub partition: PartitionId,
+    /// For exactly-once retries; also whose claims they are.
+    pub origin: Origin,
+    /// Any of the locks.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Numbers of the claims.
+    pub numbers: Vec<u64>,
+}
+
+impl Renewal {
+    /// What can be sent together with others: the swarm and the renewal, if the request is to write one.
+    #[must_use]
+    pub fn of(request: &Request) -> Option<(SwarmId, Self)> {
+        match request {
+            Request::Write {
+                swarm,
+                partition,
+                origin,
+                operation: Operation::Renew { name, session, numbers },
+                forwarded: false,
+            } if *session == origin.session => {
+                let (name, numbers) = (name.clone(), numbers.clone());
+                Some((*swarm, Self { partition: *partition, origin: *origin, name, numbers }))
+            }
+            _ => None,
+        }
+    }
+
+    /// The request to write it alone.
+    #[must_use]
+    pub fn alone(self, swarm: SwarmId) -> Request {
+        let Self { partition, origin, name, numbers } = self;
+        let operation = Operation::Renew { name, session: origin.session, numbers };
+        Request::Write { swarm, partition, origin, operation, forwarded: false }
     }
 }
 
@@ -130,6 +203,8 @@ pub enum Response {
         /// Whether it may be old: it was asked for as stale.
         stale: bool,
     },
+    /// What came of each renewal, in the order of the request.
+    Renewals(Vec<Renewed>),
     /// The time of a [`Request::Wait`] is up and nothing has changed.
     Unchanged,
     /// The export is kept.
@@ -149,13 +224,47 @@ pub enum Response {
     Status(Box<NodeStatus>),
     /// A ticket.
     Ticket(String),
-    /// The node is leaving.
+    /// The node is leaving, or ending.
     Leaving,
+    /// The partition begins anew with what this node has of it.
+    Recovered,
     /// Nothing was done.
     Refused(Refusal),
     /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
     /// be applied. A retry under the same origin is safe.
     Unknown,
+}
+
+/// What a node answers to one of several renewals: as the response of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Renewed {
+    /// [`Response::Reply`].
+    Reply(Reply),
+    /// [`Response::Refused`].
+    Refused(Refusal),
+    /// [`Response::Unknown`].
+    Unknown,
+}
+
+impl From<Response> for Renewed {
+    fn from(response: Response) -> Self {
+        match response {
+            Response::Reply(reply) => Self::Reply(reply),
+            Response::Refused(refusal) => Self::Refused(refusal),
+            // Nothing else answers a write.
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl From<Renewed> for Response {
+    fn from(renewed: Renewed) -> Self {
+        match renewed {
+            Renewed::Reply(reply) => Self::Reply(reply),
+            Renewed::Refused(refusal) => Self::Refused(refusal),
+            Renewed::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// Why a node did nothing.
@@ -217,6 +326,11 @@ pub enum Message {
         swarm: SwarmId,
         /// Partition and term.
         leads: Vec<(PartitionId, u64)>,
+    },
+    /// The sender is about to stop, and to come back: until its link is gone, leaderships are not for it.
+    Stopping {
+        /// Only members of the same swarm listen.
+        swarm: SwarmId,
     },
     /// The sender's swarm has dissolved into another: every partition was empty and is sealed.
     Dissolved {
@@ -293,6 +407,9 @@ pub struct MemberView {
     pub weight: u32,
     /// `alive`, `suspect`, `dead` or `left`.
     pub state: crate::membership::MemberState,
+    /// For how long it has been so, in milliseconds by the clock of the node that answers. `None`: that node knows
+    /// the member from before its own restart and has not heard of it since.
+    pub since_ms: Option<u64>,
     /// Whether it is handing over its replicas in order to leave.
     pub draining: bool,
     /// Whether it counts for placement now.
@@ -320,6 +437,25 @@ pub struct NodeStatus {
     pub leaving: bool,
     /// The replicas that it holds.
     pub replicas: Vec<PartitionStatus>,
+    /// Its data directory; `None`: it keeps nothing across a restart.
+    pub storage: Option<StorageStatus>,
+}
+
+/// How a node's data directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// Where it is.
+    pub path: String,
+    /// Whether the disk is full: writes are refused, reads go on.
+    pub full: bool,
+    /// Syncs since the start.
+    pub fsyncs: u64,
+    /// Bytes written since the start.
+    pub bytes_written: u64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Bytes of the partitions' states.
+    pub state_bytes: u64,
 }
 
 /// One replica as its node sees it.
@@ -343,4 +479,10 @@ pub struct PartitionStatus {
     pub applied: u64,
     /// Entries kept in the log.
     pub log_entries: u64,
+    /// Raft's term.
+    pub term: u64,
+    /// Index and term of the last entry held, applied or not: who holds most is the freshest.
+    pub last: (u64, u64),
+    /// Something of the replica was lost on the disk: it takes no part, and is replaced by its group.
+    pub damaged: bool,
 }

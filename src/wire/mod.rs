@@ -4,14 +4,17 @@
 //! pure; `net` carries the bytes, the simulator carries the values.
 
 mod message;
+#[cfg(test)]
+mod recorded;
 
 use std::future::Future;
 use std::time::Duration;
 
 pub use crate::codec::{DecodeError, MAX_MESSAGE_BYTES, decode, encode};
 pub use message::{
-    Consistency, Hello, MAX_PIECE_BYTES, MAX_WAIT_MS, MemberView, Message, NodeStatus, PROTOCOL_VERSION,
-    PartitionStatus, Refusal, Request, Response, SwarmState, SwarmView,
+    Consistency, Hello, MAX_PIECE_BYTES, MAX_RENEWALS, MAX_WAIT_MS, MemberView, Message, NodeStatus,
+    PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, StorageStatus,
+    SwarmState, SwarmView,
 };
 
 use crate::id::NodeId;

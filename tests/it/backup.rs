@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use roundtable::client::{BackupError, Error, RestoreError};
@@ -45,7 +45,7 @@ async fn what_was_acknowledged_before_a_backup_is_in_it() {
     client.put_fenced("fenced", "v", guard.token()).await.unwrap();
 
     // Counters go on while the backup is made; what they were when it began is known.
-    let acknowledged: Arc<[AtomicU64; WRITERS]> = Arc::default();
+    let acknowledged: Arc<[AtomicI64; WRITERS]> = Arc::default();
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
@@ -54,23 +54,23 @@ async fn what_was_acknowledged_before_a_backup_is_in_it() {
         writers.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 let value = client.increment(format!("count{writer}"), 1).await.unwrap();
-                acknowledged[writer].store(u64::try_from(value).unwrap(), Ordering::SeqCst);
+                acknowledged[writer].store(value, Ordering::SeqCst);
             }
         });
     }
     while acknowledged.iter().any(|count| count.load(Ordering::SeqCst) < 10) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let before: Vec<u64> = acknowledged.iter().map(|count| count.load(Ordering::SeqCst)).collect();
+    let before: Vec<i64> = acknowledged.iter().map(|count| count.load(Ordering::SeqCst)).collect();
     // By somebody who is no member.
     let visitor = Visitor::builder().runtime_directory(old_machine.path().join("run"));
     let visitor = within("the visitor is linked", visitor.connect()).await.unwrap();
     let mut file = Vec::new();
     let summary = within("backup", visitor.client().backup(&mut file, |_| {})).await.unwrap();
-    let after: Vec<u64> = acknowledged.iter().map(|count| count.load(Ordering::SeqCst)).collect();
+    let after: Vec<i64> = acknowledged.iter().map(|count| count.load(Ordering::SeqCst)).collect();
     stop.store(true, Ordering::Relaxed);
     writers.join_all().await;
-    assert_eq!((summary.partitions, summary.keys as usize), (4, KEYS + WRITERS + 1));
+    assert_eq!((summary.partitions, summary.keys), (4, (KEYS + WRITERS + 1) as u64));
     let mut highest = 0;
     for entry in ["fenced", "key0", "key1", "key2"] {
         highest = highest.max(client.get(entry).await.unwrap().unwrap().version.0);
@@ -93,12 +93,12 @@ async fn what_was_acknowledged_before_a_backup_is_in_it() {
     }
     for writer in 0..WRITERS {
         let entry = client.get(format!("count{writer}")).await.unwrap().unwrap();
-        let count: u64 = String::from_utf8(entry.value).unwrap().parse().unwrap();
+        let count: i64 = String::from_utf8(entry.value).unwrap().parse().unwrap();
         // What was under way when the backup ended may not have been acknowledged yet.
         let range = before[writer]..=after[writer] + 1;
         assert!(range.contains(&count), "count{writer}: {count} is not in {range:?}");
         assert!(entry.version.0 > highest);
-        assert!(client.increment(format!("count{writer}"), 1).await.unwrap() as u64 == count + 1);
+        assert!(client.increment(format!("count{writer}"), 1).await.unwrap() == count + 1);
     }
     assert!(client.put("key0", "w").await.unwrap().0 > highest);
 

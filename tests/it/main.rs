@@ -4,6 +4,10 @@
 
 mod backup;
 mod checker;
+mod contender;
+mod durable;
+mod first_format;
+mod hasty;
 mod lab;
 mod locks;
 mod swarm;

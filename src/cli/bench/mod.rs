@@ -47,7 +47,9 @@ pub(super) enum Mix {
     Get,
     /// Half of each.
     Mixed,
-    /// Takes and releases locks: each client its own, as far as there are keys; so one key is one contended lock.
+    /// Takes and releases locks. The keys are shared out among the clients, and each takes its own in turn: so no
+    /// two contend, and all meet fast and slow partitions alike. With as many keys as clients, each has one lock
+    /// and stays with its partition; with fewer, clients contend; one key is one contended lock.
     Lock,
 }
 
@@ -134,12 +136,13 @@ impl Bench {
         for (number, session) in (0..self.clients).zip(sessions.iter().cycle()) {
             for lane in 0..self.pipeline {
                 let client = if self.stale { session.client.stale() } else { session.client.clone() };
+                let lane = number * self.pipeline + lane;
                 let worker = Worker {
                     client,
-                    lock: key((number * self.pipeline + lane) % self.keys),
+                    locks: OwnLocks::of(lane, self.clients * self.pipeline, self.keys),
                     plan: self.clone(),
                     // The same choice of keys in each run, another one in each worker.
-                    rng: StdRng::seed_from_u64((number * self.pipeline + lane) as u64),
+                    rng: StdRng::seed_from_u64(lane as u64),
                     done: Arc::clone(&done),
                     tally: Tally::new()?,
                 };
@@ -219,11 +222,34 @@ impl Tally {
     }
 }
 
+/// The locks of one worker, in turn.
+#[derive(Debug)]
+struct OwnLocks {
+    first: usize,
+    step: usize,
+    count: usize,
+    turn: usize,
+}
+
+impl OwnLocks {
+    /// The share of worker `lane` of so many.
+    fn of(lane: usize, lanes: usize, keys: usize) -> Self {
+        let first = lane % keys;
+        Self { first, step: lanes, count: (keys - first).div_ceil(lanes), turn: 0 }
+    }
+
+    fn next(&mut self) -> usize {
+        let number = self.first + self.turn * self.step;
+        self.turn = (self.turn + 1) % self.count;
+        number
+    }
+}
+
 /// One operation after the other.
 struct Worker {
     client: Client,
-    /// The lock that it takes, when it takes locks.
-    lock: Vec<u8>,
+    /// The locks that it takes, when it takes locks.
+    locks: OwnLocks,
     plan: Bench,
     rng: StdRng,
     done: Arc<AtomicU64>,
@@ -261,8 +287,8 @@ impl Worker {
         self.tally
     }
 
-    async fn cycle(&self) -> Result<(), LockError> {
-        self.client.lock(self.lock.as_slice()).acquire().await?.release().await
+    async fn cycle(&mut self) -> Result<(), LockError> {
+        self.client.lock(key(self.locks.next())).acquire().await?.release().await
     }
 }
 
@@ -287,4 +313,31 @@ fn bar(length: u64, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style).with_message(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::OwnLocks;
+
+    fn some_of(lane: usize, lanes: usize, keys: usize) -> Vec<usize> {
+        let mut locks = OwnLocks::of(lane, lanes, keys);
+        (0..5).map(|_| locks.next()).collect()
+    }
+
+    #[test]
+    fn locks_are_shared_out_and_taken_in_turn() {
+        assert_eq!(some_of(1, 4, 10), [1, 5, 9, 1, 5]);
+        assert_eq!(some_of(3, 4, 10), [3, 7, 3, 7, 3]);
+        let all: Vec<usize> = (0..16).flat_map(|lane| some_of(lane, 16, 10_000)).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+    }
+
+    #[test]
+    fn with_few_keys_each_keeps_to_one_lock() {
+        assert_eq!(some_of(3, 16, 16), [3; 5]);
+        assert_eq!(some_of(9, 16, 8), [1; 5]);
+        assert_eq!(some_of(9, 16, 1), [0; 5]);
+    }
 }

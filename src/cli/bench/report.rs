@@ -45,6 +45,13 @@ impl Report {
         (self.latencies.len() as f64 / seconds).round() as u64
     }
 
+    /// How many times as many operations the fastest worker did as the slowest.
+    #[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^53")]
+    fn unevenness(&self) -> f64 {
+        let (fewest, most) = self.cycles;
+        most as f64 / fewest.max(1) as f64
+    }
+
     fn failed(&self) -> u64 {
         self.errors.values().sum()
     }
@@ -92,7 +99,9 @@ impl Report {
         if plan.mix == Mix::Lock {
             let (fewest, most) = self.cycles;
             let (fewest, most) = (units::count(fewest), units::count(most));
-            let _ = write!(text, "\nfairness  {fewest} to {most} cycles in each lane");
+            let ratio = self.unevenness();
+            let _ =
+                write!(text, "\nfairness  {fewest} to {most} cycles in each lane ({ratio:.2} times as many)");
         }
         if self.missing > 0 {
             let _ = write!(text, "\nmissing   {} gets found nothing", units::count(self.missing));
@@ -130,6 +139,7 @@ impl Report {
             "per_second": self.per_second,
             "fewest_per_lane": self.cycles.0,
             "most_per_lane": self.cycles.1,
+            "most_to_fewest": self.unevenness(),
             "missing": self.missing,
             "failed": self.failed(),
             "errors": self.errors,
@@ -172,6 +182,7 @@ mod tests {
         let json = report().json();
         assert_eq!(json["operations"], 1000);
         assert_eq!(json["ops_per_second"], 500);
+        assert_eq!(json["most_to_fewest"], 1.0);
         let latency = |name: &str| json["latency_us"][name].as_u64().expect("a number");
         for (name, expected) in [("p50", 500), ("p90", 900), ("p99", 990), ("p99.9", 999), ("max", 1000)] {
             let measured = latency(name);

@@ -406,6 +406,7 @@ mod tests {
             addresses: Vec::new(),
             weight: 1,
             state,
+            since_ms: Some(1_000),
             draining: false,
             on_ring: true,
         };

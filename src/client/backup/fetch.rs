@@ -123,9 +123,9 @@ async fn fetch<R: Rpc>(client: &Client<R>, place: Place) -> Result<Fetched, Erro
         // by it, and it stands still while nothing is written.
         let operation = Operation::Raise { above: Version(0) };
         Call::new(client, Action::WritePartition { place, operation }).run().await?;
-        let (node, export, bytes) = match Call::new(client, Action::Export { place }).run().await? {
-            Outcome::Exported { node, export, bytes } => (node, export, bytes),
-            _ => return Err(unexpected()),
+        let exported = Call::new(client, Action::Export { place }).run().await?;
+        let Outcome::Exported { node, export, bytes } = exported else {
+            return Err(unexpected());
         };
         let mut snapshot = Vec::new();
         while (snapshot.len() as u64) < bytes {
@@ -172,12 +172,11 @@ async fn piece<R: Rpc>(
                 Ok(Response::Refused(Refusal::NoExport | Refusal::NotServing)) => return Ok(None),
                 Ok(Response::Refused(Refusal::Overloaded)) => last = Error::Overloaded,
                 Ok(Response::Refused(Refusal::BadRequest(reason))) => return Err(Error::Refused(reason)),
-                Ok(Response::Refused(_)) => last = Error::Unreachable,
+                Ok(Response::Refused(_)) | Err(RpcError::NotSent(_)) => last = Error::Unreachable,
                 Ok(_) => return Err(unexpected()),
                 // The link broke: perhaps the node is gone, and its export with it.
                 Err(RpcError::Lost(_)) if !router.rpc.linked().contains(&node) => return Ok(None),
                 Err(RpcError::Lost(_)) => last = Error::TimedOut,
-                Err(RpcError::NotSent(_)) => last = Error::Unreachable,
             }
         }
         tokio::time::sleep(PIECE_PAUSE.min(remaining)).await;

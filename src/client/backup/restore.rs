@@ -123,7 +123,7 @@ pub(in crate::client) async fn restore<R: Rpc, F: AsyncRead + AsyncSeek + Unpin 
     let target = Target { client: client.clone(), swarm: view.swarm, backup: verified.backup };
 
     let (partitions, above) = (view.partitions, verified.above);
-    let contents = target.all(partitions, |target, place| target.contents(place)).await?;
+    let contents = target.all(partitions, Target::contents).await?;
     if contents
         .iter()
         .any(|(empty, import)| !empty && import.is_none_or(|import| import.backup != verified.backup))
@@ -142,7 +142,7 @@ pub(in crate::client) async fn restore<R: Rpc, F: AsyncRead + AsyncSeek + Unpin 
         let next = reader.next().await.map_err(|error| interrupted(error.into(), done))?;
         let is_last = next.is_none();
         if let Some((_, state, _)) = next {
-            for item in state.into_imports() {
+            for item in state.imports() {
                 parts.push(item);
             }
             before += parts.end_partition();
@@ -183,10 +183,12 @@ async fn verify<F: AsyncRead + Unpin + Send>(
     while let Some((_, state, bytes)) = reader.next().await? {
         keys += state.len() as u64;
         highest = highest.max(state.highest());
-        for item in state.into_imports() {
+        for item in state.imports() {
             if let Imported::Fence { key, token } = item {
-                // Tokens of another store, if somebody wrote with them, also count.
-                highest = highest.max(Version(token.0.min(MAX_RAISED)));
+                // Tokens that did not come from here count as well, if they leave room above.
+                if token.0 <= MAX_RAISED - RESTORE_LEAP {
+                    highest = highest.max(Version(token.0));
+                }
                 *fences.entry(partition_of(&key, view)).or_default() += 1;
             }
         }

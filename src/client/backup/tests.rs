@@ -9,7 +9,7 @@ use super::super::tests::{MS, Mood, Net};
 use super::super::{Client, Entry, Error};
 use super::*;
 use crate::id::{FencingToken, SwarmId, Version};
-use crate::state_machine::MAX_IMPORTED_BYTES;
+use crate::state_machine::{MAX_IMPORTED_BYTES, StateMachine};
 use crate::wire::Refusal;
 
 const OLD: SwarmId = SwarmId(7);
@@ -164,7 +164,7 @@ async fn a_swarm_that_holds_something_is_refused_and_not_changed() {
     let net = Net::of(NEW, 3);
     let new = net.client_drawing(2);
     new.put("mine", "v").await.unwrap();
-    let highest = |net: &Net| net.states().iter().map(|state| state.highest()).max();
+    let highest = |net: &Net| net.states().iter().map(StateMachine::highest).max();
     let before = highest(&net);
     let error = put_back(&new, &file).await.unwrap_err();
     assert!(matches!(error, RestoreError::NotEmpty), "{error}");
@@ -180,7 +180,7 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
     let net = Net::of(NEW, 3);
     let new = net.client_drawing(2);
     let interrupt = async {
-        while net.states().iter().map(|state| state.len()).sum::<usize>() < KEYS / 3 {
+        while net.states().iter().map(StateMachine::len).sum::<usize>() < KEYS / 3 {
             sleep(MS).await;
         }
         net.cut(true);
@@ -193,7 +193,7 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
 
     net.cut(false);
     // What is there is changed or removed, what is not there yet is written.
-    let there = net.states().into_iter().flat_map(|state| state.into_imports()).collect::<Vec<_>>();
+    let there: Vec<_> = net.states().iter().flat_map(|state| state.imports().collect::<Vec<_>>()).collect();
     let there: Vec<String> =
         there.iter().map(|item| String::from_utf8(item.key().to_vec()).unwrap()).collect();
     new.put(there[0].as_str(), "newer").await.unwrap();
@@ -208,13 +208,13 @@ async fn a_restore_that_was_interrupted_goes_on_and_loses_nothing_newer() {
     assert_eq!(value(&new, &there[0]).await.unwrap(), b"newer");
     assert_eq!(value(&new, &there[1]).await, None);
     assert_eq!(value(&new, &missing).await.unwrap(), b"newer");
-    let held: usize = net.states().iter().map(|state| state.len()).sum();
+    let held: usize = net.states().iter().map(StateMachine::len).sum();
     assert_eq!(held, KEYS - 1);
     // Once more changes nothing.
-    let states: Vec<usize> = net.states().iter().map(|state| state.len()).collect();
+    let states: Vec<usize> = net.states().iter().map(StateMachine::len).collect();
     let once_more = put_back(&new, &file).await.unwrap();
     assert_eq!(once_more.before, KEYS as u64);
-    assert_eq!(net.states().iter().map(|state| state.len()).collect::<Vec<_>>(), states);
+    assert_eq!(net.states().iter().map(StateMachine::len).collect::<Vec<_>>(), states);
     // Another backup does not go there.
     let (other, _) = backup_of(&swarm_with(3).await).await.unwrap();
     assert!(matches!(put_back(&new, &other).await, Err(RestoreError::NotEmpty)));
@@ -229,4 +229,17 @@ fn both_can_be_run_on_any_task() {
         sendable(&client.restore(&mut source, |_| {}));
     };
     let _ = check;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_higher_than_any_lock_gives_does_not_prevent_a_restore() {
+    let old = Net::of(OLD, 8).client();
+    let foreign = FencingToken(u64::MAX - 1);
+    old.put_fenced("k", "v", foreign).await.unwrap();
+    let (file, _) = backup_of(&old).await.unwrap();
+    let new = Net::of(NEW, 3).client_drawing(2);
+    put_back(&new, &file).await.unwrap();
+    let late = new.put_fenced("k", "late", FencingToken(foreign.0 - 1)).await;
+    assert_eq!(late, Err(Error::Fenced { current: foreign }));
+    assert!(new.put_fenced("k", "w", foreign).await.is_ok());
 }

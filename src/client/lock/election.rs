@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{Stream, stream};
 
-use super::{Client, Error, LockError, LockGuard, Terms, take, unexpected};
+use super::{Client, Error, LockError, LockGuard, Terms, take_another, unexpected};
 use crate::id::{FencingToken, Version};
 use crate::state_machine::{LockMode, LockView, Operation, Reply};
 use crate::wire::Rpc;
@@ -46,7 +46,7 @@ impl<R: Rpc> Election<R> {
     /// [`LockError::NotAcquired`] when the wait is over.
     pub async fn campaign(&self, proclaims: impl Into<Vec<u8>>) -> Result<Leadership<R>, LockError> {
         let terms = Terms { note: proclaims.into(), ..self.terms.clone() };
-        let guard = take(&self.client, &terms, true, |_| ()).await?;
+        let guard = take_another(&self.client, &terms, true).await?;
         Ok(Leadership { guard })
     }
 
@@ -156,6 +156,7 @@ impl<R: Rpc> Client<R> {
     /// let leadership = election.campaign("node-7 at 10.0.0.7:80").await?;
     /// assert_eq!(election.leader().await?.unwrap().token, leadership.token());
     /// leadership.proclaim("node-7 at 10.0.0.7:81").await?;
+    /// client.put_fenced("schedule", "nightly", leadership.token()).await?;
     /// tokio::select! {
     ///     () = leadership.lost() => {}
     ///     // () = lead() => {}

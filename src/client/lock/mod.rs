@@ -8,7 +8,7 @@
 //!
 //! **Method.** A grant is a write to the partition; who has to wait asks to be told of the change of its place,
 //! and is told by a message as soon as that is applied. One task of the client renews all that it holds and
-//! waits for, with one message for each partition ([`keeper`]). Trust in a lock is counted from the moment
+//! waits for, with one message to each node that leads any of it ([`keeper`]). Trust in a lock is counted from the moment
 //! *before* the last acknowledged request was sent, so no delay on the way can make it too long.
 
 mod election;
@@ -124,13 +124,20 @@ impl<R: Rpc> Lock<R> {
     }
 
     async fn take(&self, wait: bool) -> Result<LockGuard<R>, LockError> {
-        let held = lock(&self.current).upgrade().filter(|tenure| tenure.is_alive());
-        match held {
-            Some(tenure) if self.reentrant && tenure.token().is_some() => return Ok(LockGuard { tenure }),
-            Some(_) => return Err(LockError::Reentrant),
-            None => {}
-        }
-        take(&self.client, &self.terms, wait, |tenure| *lock(&self.current) = Arc::downgrade(tenure)).await
+        let begin = || {
+            // Looking and beginning are one step: two that come at once must not both find nothing.
+            let mut current = lock(&self.current);
+            match current.upgrade().filter(|tenure| tenure.is_alive()) {
+                Some(tenure) if self.reentrant && tenure.token().is_some() => Ok(Begun::Held(tenure)),
+                Some(_) => Err(LockError::Reentrant),
+                None => {
+                    let tenure = Arc::new(Tenure::begin(self.client.clone(), &self.terms));
+                    *current = Arc::downgrade(&tenure);
+                    Ok(Begun::New(tenure))
+                }
+            }
+        };
+        take(&self.client, &self.terms, wait, begin).await
     }
 }
 
@@ -140,18 +147,37 @@ impl<R: Rpc> fmt::Debug for Lock<R> {
     }
 }
 
-/// Takes a lock on these terms. `begun` is told of each claim that is made for it.
+/// What an acquire begins with.
+enum Begun<R: Rpc> {
+    New(Arc<Tenure<R>>),
+    /// It is held already, and may be taken again.
+    Held(Arc<Tenure<R>>),
+}
+
+/// Takes a lock on these terms; each call is another holder.
+async fn take_another<R: Rpc>(
+    client: &Client<R>,
+    terms: &Terms,
+    wait: bool,
+) -> Result<LockGuard<R>, LockError> {
+    take(client, terms, wait, || Ok(Begun::New(Arc::new(Tenure::begin(client.clone(), terms))))).await
+}
+
+/// Takes a lock on these terms. `begin` makes each claim that is needed for it.
 async fn take<R: Rpc>(
     client: &Client<R>,
     terms: &Terms,
     wait: bool,
-    begun: impl Fn(&Arc<Tenure<R>>),
+    begin: impl Fn() -> Result<Begun<R>, LockError>,
 ) -> Result<LockGuard<R>, LockError> {
     let until = terms.wait.map_or(Timestamp::NEVER, |wait| client.now() + wait);
     loop {
-        let tenure = Arc::new(Tenure::begin(client.clone(), terms));
-        begun(&tenure);
-        if let PlaceState::Waiting { ahead } = tenure.ask(terms, wait).await?
+        let tenure = match begin()? {
+            Begun::New(tenure) => tenure,
+            Begun::Held(tenure) => return Ok(LockGuard { tenure }),
+        };
+        if let Some(ahead) = tenure.ask(terms, wait).await?
+            && wait
             && let PlaceState::Waiting { .. } = tenure.wait(until).await
         {
             // So that nobody waits for us; should that fail, no longer than our lease.
@@ -187,16 +213,18 @@ impl<R: Rpc> Tenure<R> {
         Self { name: terms.name.clone(), claim, lease: terms.lease, trust, over: Mutex::new(true), client }
     }
 
+    /// Whether it holds or waits, as far as is known.
     fn is_alive(&self) -> bool {
         let trust = *self.trust.borrow();
-        !trust.lost && self.client.now() < trust.until
+        trust.is_alive(self.client.now())
     }
 
     fn token(&self) -> Option<FencingToken> {
         self.trust.borrow().token
     }
 
-    async fn ask(&self, terms: &Terms, wait: bool) -> Result<PlaceState, LockError> {
+    /// Sends the wish. `None`: it is granted; otherwise, holders and waiters that came first.
+    async fn ask(&self, terms: &Terms, wait: bool) -> Result<Option<u32>, LockError> {
         let operation = Operation::Acquire {
             name: self.name.clone(),
             claim: self.claim,
@@ -212,12 +240,12 @@ impl<R: Rpc> Tenure<R> {
         let keeper = &self.client.shared.keeper;
         match reply {
             Ok(Reply::Granted { token } | Reply::AlreadyHeld { token }) => {
-                keeper.keep(self, sent, Some(token));
-                Ok(PlaceState::Held { token })
+                let trusted = keeper.keep(self, sent, Some(token), self.client.now());
+                Ok((!trusted).then_some(0))
             }
             Ok(Reply::Queued { ahead }) => {
-                keeper.keep(self, sent, None);
-                Ok(PlaceState::Waiting { ahead })
+                keeper.keep(self, sent, None, self.client.now());
+                Ok(Some(ahead))
             }
             Ok(Reply::NotAcquired { ahead }) => {
                 *lock(&self.over) = true;
@@ -249,8 +277,12 @@ impl<R: Rpc> Tenure<R> {
             };
             match told {
                 Ok(Outcome::Answer(Answer::Place(state @ PlaceState::Held { token }))) => {
-                    self.client.shared.keeper.granted(self.claim.number, token);
-                    return state;
+                    if self.client.shared.keeper.granted(self.claim.number, token, self.client.now()) {
+                        return state;
+                    }
+                    // Nobody could be asked for too long. A renewal is under way, and tells whether it still holds.
+                    let told = tokio::time::timeout(remaining, changed(&mut trust)).await;
+                    return told.unwrap_or(PlaceState::Waiting { ahead: 0 });
                 }
                 Ok(Outcome::Answer(Answer::Place(PlaceState::Gone))) => return PlaceState::Gone,
                 // The place is in the partition's state, whoever leads it: it is kept as long as it is renewed.
@@ -261,13 +293,17 @@ impl<R: Rpc> Tenure<R> {
     }
 
     async fn release(&self) -> Result<(), LockError> {
+        if !self.is_alive() {
+            // The partition is told in the background: whoever lost a lock has no time to wait for one that cannot
+            // be reached.
+            return Err(LockError::Lost);
+        }
         let operation = Operation::Release { name: self.name.clone(), claim: self.claim };
-        let was_alive = self.is_alive();
         self.client.shared.keeper.forget(self.claim.number);
         let reply = self.client.write(operation).await?;
         *lock(&self.over) = true;
         match reply {
-            Reply::Released { held: true } if was_alive => Ok(()),
+            Reply::Released { held: true } => Ok(()),
             Reply::Released { .. } | Reply::NotHeld => Err(LockError::Lost),
             _ => Err(unexpected().into()),
         }
@@ -347,7 +383,7 @@ impl<R: Rpc> LockGuard<R> {
     /// Gives the lock to the next; of a reentrant lock, only when this is the last guard.
     ///
     /// # Errors
-    /// [`LockError::Lost`] if it was lost before; what was done under it may have met another holder.
+    /// [`LockError::Lost`], at once, if it was lost before; what was done under it may have met another holder.
     pub async fn release(self) -> Result<(), LockError> {
         match Arc::try_unwrap(self.tenure) {
             Ok(tenure) => tenure.release().await,
@@ -427,7 +463,31 @@ impl<R: Rpc> Client<R> {
         value: impl Into<Vec<u8>>,
         token: FencingToken,
     ) -> Result<Version, Error> {
-        let operation = Operation::PutFenced { key: key.into(), value: value.into(), ttl_ms: None, token };
+        self.set_fenced(key.into(), value.into(), None, token).await
+    }
+
+    /// [`Client::put_fenced`] of a value that expires after `ttl`. The token is remembered though the key is gone.
+    ///
+    /// # Errors
+    /// As [`Client::put_fenced`].
+    pub async fn put_fenced_with_ttl(
+        &self,
+        key: impl Into<Vec<u8>>,
+        value: impl Into<Vec<u8>>,
+        ttl: Duration,
+        token: FencingToken,
+    ) -> Result<Version, Error> {
+        self.set_fenced(key.into(), value.into(), Some(ttl), token).await
+    }
+
+    async fn set_fenced(
+        &self,
+        key: Vec<u8>,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+        token: FencingToken,
+    ) -> Result<Version, Error> {
+        let operation = Operation::PutFenced { key, value, ttl_ms: ttl.map(ttl_ms), token };
         self.write(operation).await.and_then(version)
     }
 

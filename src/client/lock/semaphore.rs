@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Client, LockError, LockGuard, Terms, take};
+use super::{Client, LockError, LockGuard, Terms, take_another};
 use crate::state_machine::LockMode;
 use crate::wire::Rpc;
 
@@ -40,7 +40,7 @@ impl<R: Rpc> Semaphore<R> {
     /// # Errors
     /// [`LockError::NotAcquired`] when the wait is over.
     pub async fn acquire(&self) -> Result<LockGuard<R>, LockError> {
-        take(&self.client, &self.terms, true, |_| ()).await
+        take_another(&self.client, &self.terms, true).await
     }
 
     /// Takes a permit if one is free.
@@ -48,7 +48,7 @@ impl<R: Rpc> Semaphore<R> {
     /// # Errors
     /// [`LockError::NotAcquired`] if none is.
     pub async fn try_acquire(&self) -> Result<LockGuard<R>, LockError> {
-        take(&self.client, &self.terms, false, |_| ()).await
+        take_another(&self.client, &self.terms, false).await
     }
 }
 
@@ -94,7 +94,7 @@ impl<R: Rpc> RwLock<R> {
     /// [`LockError::NotAcquired`] when the wait is over.
     pub async fn read(&self) -> Result<LockGuard<R>, LockError> {
         let terms = Terms { mode: LockMode::Shared, ..self.terms.clone() };
-        take(&self.client, &terms, true, |_| ()).await
+        take_another(&self.client, &terms, true).await
     }
 
     /// Takes the lock alone.
@@ -102,7 +102,7 @@ impl<R: Rpc> RwLock<R> {
     /// # Errors
     /// [`LockError::NotAcquired`] when the wait is over.
     pub async fn write(&self) -> Result<LockGuard<R>, LockError> {
-        take(&self.client, &self.terms, true, |_| ()).await
+        take_another(&self.client, &self.terms, true).await
     }
 }
 
@@ -121,7 +121,8 @@ impl<R: Rpc> Client<R> {
     /// # -> Result<(), roundtable::client::LockError> {
     /// let downloads = client.semaphore("downloads", 3);
     /// let permit = downloads.acquire().await?;
-    /// // At most three of these run in the whole swarm.
+    /// // At most three of these run in the whole swarm. Each grant has a token of its own, higher than all before.
+    /// client.put_fenced(format!("downloads/{}", permit.token()), "begun", permit.token()).await?;
     /// permit.release().await?;
     /// # Ok(())
     /// # }

@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::tests::{MS, Net};
+use crate::client::tests::{MS, Mood, Net};
 use crate::client::{Client, Error, LockError, LockGuard};
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -42,18 +42,74 @@ async fn a_held_lock_is_renewed_and_stays_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_renewal_covers_all_locks_of_a_partition() {
+async fn one_renewal_message_covers_all_locks_that_a_node_leads() {
+    let (net, one, _) = two();
+    // Three of the eight partitions are led by the second node.
+    for partition in [0, 3, 5] {
+        net.lead(partition, 2);
+    }
+    let mut guards = Vec::new();
+    for number in 0..100 {
+        guards.push(take(&one, &format!("lock {number}")).await);
+        sleep(7 * MS).await;
+    }
+    sleep(LEASE).await;
+    let before = net.renewal_messages();
+    sleep(10 * LEASE).await;
+    // Two nodes, three renewals in each lease; though the locks were taken at different times.
+    let messages = net.renewal_messages() - before;
+    assert!((58..=62).contains(&messages), "{messages}");
+    assert!(guards.iter().all(LockGuard::is_held));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_moves_or_falls_silent_holds_up_no_other_renewal() {
     let (net, one, _) = two();
     let mut guards = Vec::new();
     for number in 0..100 {
         guards.push(take(&one, &format!("lock {number}")).await);
     }
-    let before = net.renewals();
-    sleep(10 * LEASE).await;
-    // Eight partitions, three renewals in each lease.
-    let renewals = net.renewals() - before;
-    assert!(renewals <= 8 * 31, "{renewals}");
+    // One moves, and its old leader says so.
+    net.lead(3, 2);
+    sleep(5 * LEASE).await;
     assert!(guards.iter().all(LockGuard::is_held));
+    // Another moves to a node that nobody reaches: what it led is lost, and nothing else.
+    net.mood(3, Mood::Silent);
+    net.lead(6, 3);
+    sleep(5 * LEASE).await;
+    let lost = guards.iter().filter(|guard| !guard.is_held()).count();
+    assert!((1..40).contains(&lost), "{lost}");
+    let messages = net.renewal_messages();
+    sleep(5 * LEASE).await;
+    let still = guards.iter().filter(|guard| !guard.is_held()).count();
+    assert_eq!((still, net.renewal_messages() - messages <= 32), (lost, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_is_stuck_takes_no_other_along() {
+    let (net, one, _) = two();
+    let mut guards = Vec::new();
+    for number in 0..100 {
+        guards.push(take(&one, &format!("lock {number}")).await);
+    }
+    let there = guards.len();
+    // The others send on what they are asked, and wait for the same answer.
+    net.mood(2, Mood::Forwarding);
+    net.mood(3, Mood::Forwarding);
+    net.stuck(3);
+    let mut least = vec![LEASE; there];
+    let end = Instant::now() + 5 * LEASE;
+    while Instant::now() < end {
+        sleep(10 * MS).await;
+        for (least, guard) in least.iter_mut().zip(&guards) {
+            *least = guard.remaining().min(*least);
+        }
+    }
+    let lost = guards.iter().filter(|guard| !guard.is_held()).count();
+    assert_eq!(lost, net.places(3), "its own are lost, and no others");
+    // Two thirds of the lease were left, less what it does not rely on, and one attempt was in vain.
+    least.retain(|least| !least.is_zero());
+    assert!(least.iter().all(|least| *least > LEASE * 2 / 5), "{:?}", least.iter().min());
 }
 
 #[tokio::test(start_paused = true)]
@@ -88,6 +144,63 @@ async fn who_gives_up_waiting_leaves_the_queue() {
     let state = other.lock_state("a").await.unwrap().unwrap();
     assert_eq!((state.holders.len(), state.waiters.len()), (1, 0));
     drop(guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_keeps_the_place_though_nobody_can_be_asked_for_a_while() {
+    let (net, one, other) = two();
+    let late = net.client_drawing(3);
+    let guard = one.lock("a").lease(20 * LEASE).acquire().await.unwrap();
+    let mut waiting = JoinSet::new();
+    for (number, client, lease) in [(1, &other, LEASE), (2, &late, 20 * LEASE)] {
+        let client = client.clone();
+        waiting.spawn(async move {
+            let guard = client.lock("a").lease(lease).acquire().await.unwrap();
+            let token = guard.token();
+            guard.release().await.unwrap();
+            (number, token)
+        });
+        sleep(10 * MS).await;
+    }
+    // The partition has no leader for longer than a lease, so its time stands still.
+    net.stop_time(true);
+    net.cut(true);
+    sleep(3 * LEASE).await;
+    net.cut(false);
+    net.stop_time(false);
+    guard.release().await.unwrap();
+    let (first, token) = waiting.join_next().await.unwrap().unwrap();
+    let (second, later) = waiting.join_next().await.unwrap().unwrap();
+    assert_eq!((first, second), (1, 2), "the first was passed over");
+    assert!(later > token);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_comes_too_late_is_kept_and_relied_on_after_a_renewal() {
+    let (net, one, other) = two();
+    let late = net.client_drawing(3);
+    let guard = one.lock("a").lease(LEASE / 6).acquire().await.unwrap();
+    let mut waiting = JoinSet::new();
+    for (number, client, lease) in [(1, &other, LEASE), (2, &late, 20 * LEASE)] {
+        let client = client.clone();
+        waiting.spawn(async move {
+            let guard = client.lock("a").lease(lease).acquire().await.unwrap();
+            (number, guard)
+        });
+        sleep(10 * MS).await;
+    }
+    // The first waiter's last renewal is more than a lease ago when it hears of its grant: the answer to what it
+    // asked before still comes.
+    net.stop_time(true);
+    net.cut(true);
+    sleep(LEASE + 300 * MS).await;
+    net.stop_time(false);
+    sleep(LEASE / 4).await;
+    assert!(!guard.is_held() && waiting.try_join_next().is_none(), "relied on without a renewal");
+    net.cut(false);
+    let (number, next) = waiting.join_next().await.unwrap().unwrap();
+    assert_eq!(number, 1, "the first was passed over");
+    assert!(next.is_held() && next.remaining() > LEASE / 2, "{next:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,6 +240,23 @@ async fn a_holder_that_reaches_nobody_knows_before_another_holds() {
     guard.lost().await;
     assert_eq!(guard.release().await, Err(LockError::Lost));
     assert!(next.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lost_a_lock_does_not_wait_to_release_it() {
+    let (net, one, other) = two();
+    let (guard, another) = (take(&one, "a").await, take(&one, "b").await);
+    net.cut(true);
+    guard.lost().await;
+    another.lost().await;
+    let start = Instant::now();
+    assert_eq!(guard.release().await, Err(LockError::Lost));
+    assert!(start.elapsed() < MS, "it waited for a partition that nobody reaches");
+    // One that can be reached is told, and needs not wait for the end of the lease.
+    net.cut(false);
+    assert_eq!(another.release().await, Err(LockError::Lost));
+    sleep(10 * MS).await;
+    assert_eq!(holders(&other, "b").await, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -149,7 +149,6 @@ impl Group {
             }
         }
         self.roster.config = index;
-        self.keep_config(index, shared);
         self.retire_removed(shared);
         if let Some(lead) = &mut self.lead {
             // Evidence of another configuration; rounds are cheap.
@@ -218,13 +217,17 @@ impl Group {
         true
     }
 
-    /// Hands leadership to whoever is best placed. Whether that was begun.
-    pub(in crate::replication) fn hand_over(&mut self, shared: &mut Shared) -> bool {
+    /// Hands leadership to whoever is best placed and not among those `stopping`. Whether that was begun.
+    pub(in crate::replication) fn hand_over(
+        &mut self,
+        stopping: &BTreeSet<NodeId>,
+        shared: &mut Shared,
+    ) -> bool {
         let mut candidates: Vec<(u64, ReplicaId, NodeId)> = self
             .roster
             .replicas
             .iter()
-            .filter(|(id, _)| self.voting.voters.contains(&id.0))
+            .filter(|(id, node)| self.voting.voters.contains(&id.0) && !stopping.contains(node))
             .filter_map(|(id, node)| Some((self.raw.raft.prs().get(id.0)?.matched, *id, *node)))
             .collect();
         candidates.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));

@@ -22,7 +22,10 @@ const JOINT_STUCK_AFTER: Duration = Duration::from_secs(2);
 pub(super) struct Lead {
     pub(super) term: u64,
     pub(super) since: Timestamp,
+    /// The partition's time when this replica took over, what was counted since, and until which moment.
     pub(super) base: PartitionTime,
+    pub(super) lived: Duration,
+    pub(super) counted: Timestamp,
     pub(super) stamp: PartitionTime,
     pub(super) lease_until: Timestamp,
     /// A transfer was begun in this term: its order to campaign may still be under way, and votes for that
@@ -49,6 +52,8 @@ impl Lead {
             term,
             since: now,
             base: time,
+            lived: Duration::ZERO,
+            counted: now,
             stamp: time,
             lease_until: Timestamp::ZERO,
             transferred: false,
@@ -98,7 +103,7 @@ impl Group {
     fn propose_advance(&mut self, shared: &mut Shared) {
         let due = self.machine.next_due();
         let transferring = self.raw.raft.lead_transferee.is_some();
-        let stamp = self.stamp(shared.now);
+        let stamp = self.stamp(shared);
         let advance = self
             .lead
             .as_ref()

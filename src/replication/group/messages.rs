@@ -67,8 +67,9 @@ impl Group {
             }
             Body::SnapshotChunk(chunk) => self.take_chunk(from, node, &chunk, shared),
             Body::SnapshotAck(ack) => self.take_ack(from, &ack, shared),
-            // Only a replica that has a later configuration says so. A leader learns it from its own log.
-            Body::Retired => self.doomed = !self.is_leader(),
+            // Only a replica that has a later configuration says so. A leader learns it from its own log; but not
+            // that a later generation of its group has begun, with replicas that it never made.
+            Body::Retired => self.doomed = !self.is_leader() || from.0 > self.roster.last_replica,
             Body::Lost => {
                 if let Some(lead) = &mut self.lead {
                     lead.lost.insert(from);

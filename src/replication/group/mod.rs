@@ -38,6 +38,7 @@ use crate::state_machine::StateMachine;
 use crate::time::Timestamp;
 use lead::Lead;
 use proposals::{MAX_UNCOMMITTED_BYTES, Pending};
+pub(super) use recovery::Damaged;
 use turn::Unstored;
 
 /// Bytes of entries in one message; a single longer entry still travels.
@@ -81,8 +82,6 @@ pub(super) struct Group {
     kept: HardState,
     /// The batch in which the term or vote was last written.
     term_batch: u64,
-    /// The batch in which it was last written that a configuration is committed.
-    config_batch: u64,
     /// The group has removed this replica.
     doomed: bool,
 }
@@ -170,7 +169,6 @@ impl Group {
             unstored: VecDeque::new(),
             kept: HardState::default(),
             term_batch: 0,
-            config_batch: 0,
             doomed: false,
         };
         group.draw_election_timeout(shared);

@@ -12,6 +12,7 @@ use raft::eraftpb::{self, EntryType};
 
 use super::{Group, Shared};
 use crate::codec;
+use crate::id::ReplicaId;
 use crate::replication::{Outcome, Refusal, convert};
 use crate::state_machine::{Command, Operation, Origin, PartitionTime, Reply};
 use crate::time::Timestamp;
@@ -24,6 +25,15 @@ pub(super) const MAX_UNCOMMITTED_BYTES: usize = 16 * 1024 * 1024;
 const MAX_COMMAND_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// For so long after leadership was lost, proposals may still turn out to be applied (or overwritten).
 pub(super) const PENDING_GRACE: Duration = Duration::from_millis(300);
+
+/// So many heartbeats after a quorum was heard, a leader still counts the time as lived in its company: more than
+/// one, or it would lag in every pause between two.
+const COMPANY_BEATS: f64 = 1.5;
+/// Longest time between two looks at the clock that is counted, in ticks: a leader looks in each of them, and
+/// stood still if it did not.
+const MAX_STEP_TICKS: u32 = 4;
+/// But above this the machine slept, and the world went on: its sleep is counted.
+const SLEPT: Duration = Duration::from_secs(5);
 
 /// A proposal in the log that is not applied yet.
 #[derive(Debug)]
@@ -64,7 +74,7 @@ impl Group {
     ) -> Result<(), Refusal> {
         // Leadership may be so fresh that no turn has noticed it yet.
         self.observe(shared);
-        let Some(time) = self.stamp(shared.now) else {
+        let Some(time) = self.stamp(shared) else {
             return Err(Refusal::NotLeader { leader: None });
         };
         let data = codec::encode(&Command { time, origin, operation });
@@ -83,20 +93,45 @@ impl Group {
     }
 
     /// The partition's time: where it stood when this replica took over, plus what passed since; never back.
-    pub(super) fn stamp(&mut self, now: Timestamp) -> Option<PartitionTime> {
+    ///
+    /// Counted is only what the leader lived through in the company of a quorum. While it stands still, or hears
+    /// nobody, it cannot be told that something is still wanted; and what it says of the time may reach the
+    /// others nevertheless, and end leases under the next leader.
+    pub(super) fn stamp(&mut self, shared: &Shared) -> Option<PartitionTime> {
+        let (now, config) = (shared.now, &shared.config);
+        let accompanied = self.heard_by_quorum()? + config.heartbeat.mul_f64(COMPANY_BEATS);
         let state = self.machine.time();
         let lead = self.lead.as_mut()?;
-        let elapsed = u64::try_from(now.since(lead.since).as_millis()).unwrap_or(u64::MAX);
-        let mut time = PartitionTime(lead.base.0.saturating_add(elapsed));
+        let step = now.since(lead.counted);
+        lead.lived += if step > SLEPT {
+            step
+        } else {
+            step.min(config.tick * MAX_STEP_TICKS).min(accompanied.since(lead.counted))
+        };
+        lead.counted = now;
+        let lived = u64::try_from(lead.lived.as_millis()).unwrap_or(u64::MAX);
+        let mut time = PartitionTime(lead.base.0.saturating_add(lived));
         if state > time {
             // What its predecessor stamped was applied only now. Time goes on from there: it must not stand still
             // until the own count has caught up, which after an idle hour takes an hour.
             lead.base = state;
-            lead.since = now;
+            lead.lived = Duration::ZERO;
             time = state;
         }
         lead.stamp = lead.stamp.max(time);
         Some(lead.stamp)
+    }
+
+    /// The last moment at which a quorum had been heard since; of a leader.
+    fn heard_by_quorum(&self) -> Option<Timestamp> {
+        let lead = self.lead.as_ref()?;
+        let heard = |id: u64| match lead.heard.get(&ReplicaId(id)) {
+            _ if id == self.id.0 => Timestamp::NEVER,
+            // Its votes were heard.
+            heard => heard.copied().unwrap_or(lead.since),
+        };
+        let voters = self.voting.voters.iter().chain(&self.voting.outgoing);
+        voters.map(|id| heard(*id)).filter(|moment| self.voting.has_quorum(|id| heard(id) >= *moment)).max()
     }
 
     pub(super) fn flush_batch(&mut self, shared: &mut Shared) {

@@ -22,14 +22,16 @@ use crate::codec;
 use crate::id::{PartitionId, ReplicaId};
 use crate::replication::config::{Roster, Voting};
 use crate::replication::durable::{StoredReplica, StoredState, Write};
-use crate::replication::log::Log;
-use crate::replication::{HardState, LogEntry, RecoverError, convert};
+use crate::replication::log::{self, Log};
+use crate::replication::{GroupStatus, HardState, LogEntry, RecoverError, Role, convert};
 use crate::state_machine::{Command, StateMachine};
 
 /// How far term and replica ids leap in a recovery: beyond what the lost majority can have used meanwhile.
 const GENERATION: u64 = 1 << 32;
 /// The same of versions and tokens.
 const VERSION_LEAP: u64 = 1 << 40;
+/// So many recoveries of a partition may be behind one of which nothing is left, not even the knowledge of them.
+const FORGOTTEN_GENERATIONS: u64 = 1 << 10;
 
 /// A replica that has heard a leader within so long is not recovered: its group may yet decide by itself.
 const LEADERLESS_FOR: Duration = Duration::from_secs(5);
@@ -41,9 +43,35 @@ struct StateHeader {
     roster: Roster,
 }
 
-/// What was kept, and is not what a replica can go on from.
+/// What was kept, and is not what a replica can go on from: it takes no part any more.
 #[derive(Debug)]
-pub(in crate::replication) struct Unusable(pub(in crate::replication) StoredReplica);
+pub(in crate::replication) struct Damaged {
+    pub(in crate::replication) stored: StoredReplica,
+    pub(in crate::replication) status: GroupStatus,
+}
+
+impl Damaged {
+    fn new(stored: StoredReplica) -> Self {
+        Self { status: Group::damaged_status(&stored), stored }
+    }
+
+    /// Whether it can be recovered from.
+    pub(in crate::replication) fn holds_state(&self) -> bool {
+        self.status.last.1 > 0
+    }
+}
+
+/// Of a damaged replica's log, what follows on its state without a gap.
+fn usable_entries<'a>(stored: &'a StoredReplica, state: &StoredState) -> impl Iterator<Item = &'a LogEntry> {
+    let follows = stored.first == state.index + 1;
+    let mut term = state.term.max(1);
+    // The place of one that was lost is held by an entry of term 0.
+    stored.entries.iter().take_while(move |entry| {
+        let fits = follows && entry.term >= term;
+        term = entry.term;
+        fits
+    })
+}
 
 impl Group {
     /// Keeps the state as it is now, so that the log before it need not be kept.
@@ -67,13 +95,13 @@ impl Group {
         partition: PartitionId,
         stored: StoredReplica,
         shared: &mut Shared,
-    ) -> Result<Self, Unusable> {
+    ) -> Result<Self, Damaged> {
         let Some(Kept { roster, voting, machine, log }) = Kept::new(&stored) else {
-            return Err(Unusable(stored));
+            return Err(Damaged::new(stored));
         };
         let initialised = machine.is_some();
         let Ok(mut group) = Self::make(partition, stored.replica, log, roster, voting, shared) else {
-            return Err(Unusable(stored));
+            return Err(Damaged::new(stored));
         };
         group.machine = machine.unwrap_or_default();
         group.initialised = initialised;
@@ -110,23 +138,91 @@ impl Group {
     /// The same from what was kept of a replica that lost a part.
     pub(in crate::replication) fn recovered(
         partition: PartitionId,
-        stored: &StoredReplica,
+        damaged: &Damaged,
         shared: &mut Shared,
     ) -> Result<Self, RecoverError> {
+        let Damaged { stored, .. } = damaged;
         let state = stored.state.as_ref().ok_or(RecoverError::NoState)?;
         let header: StateHeader = codec::decode(&state.header).map_err(|_| RecoverError::NoState)?;
         let machine = StateMachine::restore(&state.data).map_err(|_| RecoverError::NoState)?;
-        // Behind a gap nothing can be used.
-        let follows = stored.first == state.index + 1;
         let survivor = Survivor {
             replica: stored.replica,
             machine,
             index: state.index,
-            entries: if follows { stored.entries.iter().cloned().collect() } else { Vec::new() },
+            entries: usable_entries(stored, state).cloned().collect(),
             term: stored.hard_state.term.max(state.term),
             last_replica: header.roster.last_replica.max(stored.replica.0),
         };
         Self::next_generation(partition, survivor, shared)
+    }
+
+    /// Whether nothing can be begun with this replica, and nobody leads it: it may give way to a new beginning.
+    pub(in crate::replication) fn is_empty_and_alone(&self, shared: &Shared) -> bool {
+        !self.initialised
+            && self.leader(shared).is_none()
+            && shared.now.since(self.heard_at) >= LEADERLESS_FOR
+    }
+
+    /// A new generation of a group of which nothing is left. `term` is the highest that is known of it, `replica`
+    /// the last one that was here.
+    pub(in crate::replication) fn anew(
+        partition: PartitionId,
+        term: u64,
+        replica: ReplicaId,
+        shared: &mut Shared,
+    ) -> Result<Self, RecoverError> {
+        // Each recovery has raised the term by one generation, replica ids by less than two, versions by one leap.
+        let generations = term / GENERATION + FORGOTTEN_GENERATIONS;
+        let mut machine = StateMachine::default();
+        machine.raise_by(generations.saturating_mul(VERSION_LEAP)).map_err(|_| RecoverError::TooOften)?;
+        let survivor = Survivor {
+            replica: ReplicaId(0),
+            machine,
+            index: log::FOUNDING.0,
+            entries: Vec::new(),
+            term: generations * GENERATION,
+            last_replica: replica.0.max(2 * generations * GENERATION),
+        };
+        Self::next_generation(partition, survivor, shared)
+    }
+
+    /// How a replica is that lost a part, as far as it can be told.
+    fn damaged_status(stored: &StoredReplica) -> GroupStatus {
+        let state = stored.state.as_ref();
+        let header = state.and_then(|state| codec::decode::<StateHeader>(&state.header).ok());
+        let machine = state.and_then(|state| StateMachine::restore(&state.data).ok());
+        // What it cannot be recovered from does not count.
+        let state = state.filter(|_| header.is_some() && machine.is_some());
+        let nodes = |ids: fn(&Voting) -> &Vec<u64>| {
+            let header = header.as_ref();
+            let ids = header.map_or(&[][..], |header| ids(&header.voting));
+            let node = |id: &u64| header?.roster.replicas.get(&ReplicaId(*id)).copied();
+            ids.iter().filter_map(node).collect()
+        };
+        let last = state.map_or((0, 0), |state| {
+            let entries = usable_entries(stored, state);
+            entries.fold((state.index, state.term), |(index, _), entry| (index + 1, entry.term))
+        });
+        GroupStatus {
+            replica: stored.replica,
+            role: Role::Learner,
+            term: stored.hard_state.term,
+            leader: None,
+            config: 0,
+            changing: false,
+            voters: nodes(|voting| &voting.voters),
+            learners: nodes(|voting| &voting.learners),
+            progress: Vec::new(),
+            has_quorum: false,
+            keys: machine.as_ref().map_or(0, StateMachine::len),
+            bytes: machine.as_ref().map_or(0, StateMachine::bytes),
+            applied: state.map_or(0, |state| state.index),
+            committed: stored.hard_state.commit,
+            last,
+            log_entries: stored.entries.len(),
+            sealed: None,
+            damaged: true,
+        }
     }
 
     fn next_generation(
@@ -156,7 +252,9 @@ impl Group {
         let mut group =
             Self::make(partition, id, log, roster, voting, shared).map_err(|_| RecoverError::NoState)?;
         group.machine = machine;
-        shared.keep(Write::Destroy { partition, replica });
+        if replica.0 > 0 {
+            shared.keep(Write::Destroy { partition, replica });
+        }
         group.begin_alone(shared).map_err(|_| RecoverError::NoState)?;
         Ok(group)
     }

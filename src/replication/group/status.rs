@@ -40,8 +40,10 @@ impl Group {
             bytes: self.machine.bytes(),
             applied: self.applied(),
             committed: raft.raft_log.committed,
+            last: (self.last_index(), raft.raft_log.last_term()),
             log_entries: self.raw.store().len(),
             sealed: self.machine.sealed(),
+            damaged: false,
         }
     }
 

@@ -80,18 +80,17 @@ impl Group {
         if self.doomed {
             return;
         }
-        self.tell_applied(shared);
+        self.tell_applied();
         for state in read_states {
             self.confirm_round(&state.request_ctx, state.index, shared);
         }
     }
 
-    /// Tells the core what is applied: of a snapshot only when that is on the disk, and of a configuration only when
-    /// it is on the disk that it was committed. The core changes no configuration before that.
-    fn tell_applied(&mut self, shared: &Shared) {
+    /// Tells the core what is applied: of a snapshot only when that is on the disk.
+    fn tell_applied(&mut self) {
         let applied = self.applied();
         let log = &self.raw.raft.raft_log;
-        if applied == log.applied || applied > log.persisted || self.config_batch > shared.persisted {
+        if applied == log.applied || applied > log.persisted {
             return;
         }
         let last = self.last_index();
@@ -102,7 +101,10 @@ impl Group {
         }
     }
 
-    /// Entries, and what goes with them. That more is committed is not worth a write of its own.
+    /// Entries, and what goes with them. That more is committed is not worth a write of its own, but it goes with
+    /// every entry: so whoever has an entry that was proposed under a configuration knows on its disk that this was
+    /// committed. A replica that comes back acts by the latest configuration that it knows as committed, and one
+    /// that is two behind the group's lacks an entry that a majority of its own has, so that nobody votes for it.
     fn write(
         &mut self,
         entries: Vec<eraftpb::Entry>,
@@ -139,25 +141,6 @@ impl Group {
         }
     }
 
-    /// A configuration was applied. Before this replica says anything under it, it must be on the disk that it was
-    /// committed: who comes back takes the latest configuration that it knows as committed, and of those that
-    /// two replicas act by, only neighbours share a majority.
-    pub(super) fn keep_config(&mut self, index: u64, shared: &mut Shared) {
-        if !shared.config.durable {
-            return;
-        }
-        let mut state = convert::from_core_hard_state(self.raw.store().hard_state());
-        state.commit = state.commit.max(index);
-        let kept = shared.kept();
-        self.keep_hard_state(state, shared);
-        if shared.kept() > kept {
-            self.config_batch = shared.batch();
-            let ready = self.unstored.back().map_or(0, |last| last.ready);
-            self.unstored.push_back(Unstored { batch: self.config_batch, ready, messages: Vec::new() });
-            shared.await_batch(self.config_batch, self.partition);
-        }
-    }
-
     /// Lets `messages` wait until all that was written is on the disk.
     fn hold_back(
         &mut self,
@@ -190,7 +173,7 @@ impl Group {
             self.raw.on_persist_ready(stored.ready);
             self.route(stored.messages, shared);
         }
-        self.tell_applied(shared);
+        self.tell_applied();
     }
 
     pub(super) fn route(&mut self, messages: Vec<eraftpb::Message>, shared: &mut Shared) {

@@ -5,8 +5,10 @@
 mod chaos;
 mod history;
 mod hostile;
+mod recovery;
 mod sim;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use history::{BRIEF, COUNT};
@@ -35,10 +37,16 @@ fn cluster_with(seed: u64, partitions: u32, count: u8, config: DriverConfig) -> 
 
 fn apply_change(sim: &mut Sim, partition: PartitionId, change: &Change) {
     let leader = sim.leader(partition).unwrap();
-    let config = sim.status(leader, partition).unwrap().config;
-    let now = sim.now;
-    sim.driver(leader).change(partition, config, change, now).unwrap();
-    sim.settle(leader);
+    let mut config = 0;
+    // What came before may not be on the disk yet.
+    sim.run_while(ms(5000), |sim| {
+        config = sim.status(leader, partition).unwrap().config;
+        let now = sim.now;
+        let result = sim.driver(leader).change(partition, config, change, now);
+        sim.settle(leader);
+        assert!(matches!(result, Ok(()) | Err(ChangeError::Pending)), "{result:?}");
+        result.is_err()
+    });
     sim.run_while(ms(5000), |sim| {
         let status = sim.status(leader, partition).unwrap();
         status.config == config || status.changing
@@ -196,7 +204,7 @@ fn leadership_moves_on_request_without_losing_a_proposal() {
         tags.push(sim.put(nodes[0], partition, b"key", b"value"));
     }
     let now = sim.now;
-    assert_eq!(sim.driver(nodes[0]).hand_over(now), 16);
+    assert_eq!(sim.driver(nodes[0]).hand_over(&BTreeSet::new(), now), 16);
     sim.settle(nodes[0]);
     sim.run(ms(20));
     for tag in tags {
@@ -505,6 +513,54 @@ fn partition_time_does_not_stand_still_after_a_take_over() {
     sim.run_while(ms(600), |sim| sim.driver(leader).state(P).unwrap().version(BRIEF).is_some());
 }
 
+/// A leader that reaches the others and hears none of them cannot be told that something is still
+/// wanted: what it believes of the time must not end leases under the next leader.
+#[test]
+fn partition_time_stands_still_while_a_leader_hears_no_quorum() {
+    for seed in 0..20 {
+        let (mut sim, nodes) = cluster(seed, 1, 3);
+        sim.run(ms(300));
+        let now = sim.now;
+        let put = Operation::Put { key: BRIEF.to_vec(), value: vec![1], ttl_ms: Some(900) };
+        let write = sim.history.begin(SessionId(7), P, put, now);
+        sim.attempt(nodes[0], write);
+        sim.run(ms(20));
+        for other in &nodes[1..] {
+            sim.blocked.insert((*other, nodes[0]));
+        }
+        sim.run_while(ms(6000), |sim| nodes[1..].iter().all(|node| !leads(sim, *node)));
+        let next = *nodes[1..].iter().find(|node| leads(&sim, **node)).unwrap();
+        sim.run(ms(10));
+        assert!(sim.now.since(now) > ms(900));
+        assert!(
+            sim.driver(next).state(P).unwrap().version(BRIEF).is_some(),
+            "ended by a leader that was alone"
+        );
+        sim.run_while(ms(1000), |sim| sim.driver(next).state(P).unwrap().version(BRIEF).is_some());
+    }
+}
+
+/// What is said to a process that stands still is heard only when it goes on: it must not end leases before.
+#[test]
+fn partition_time_stands_still_while_its_leader_does() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    sim.run(ms(300));
+    let now = sim.now;
+    let put = Operation::Put { key: BRIEF.to_vec(), value: vec![1], ttl_ms: Some(900) };
+    let write = sim.history.begin(SessionId(7), P, put, now);
+    sim.attempt(nodes[0], write);
+    sim.run(ms(200));
+    sim.nodes.get_mut(&nodes[0]).unwrap().paused_until = sim.now + ms(800);
+    sim.run(ms(850));
+    assert!(leads(&sim, nodes[0]), "it was replaced");
+    assert!(sim.driver(nodes[0]).state(P).unwrap().version(BRIEF).is_some());
+    sim.run_while(ms(900), |sim| sim.driver(nodes[0]).state(P).unwrap().version(BRIEF).is_some());
+}
+
+fn leads(sim: &Sim, node: NodeId) -> bool {
+    sim.status(node, P).is_some_and(|status| status.role == Role::Leader)
+}
+
 #[test]
 fn late_messages_do_not_bring_a_destroyed_replica_back() {
     let (mut sim, nodes) = cluster(1, 1, 3);
@@ -549,7 +605,7 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
     let version = sim.driver(nodes[0]).state(P).unwrap().version(b"key");
     let stranded = sim.wait(nodes[0], P, b"key", version);
     let now = sim.now;
-    sim.driver(nodes[0]).hand_over(now);
+    sim.driver(nodes[0]).hand_over(&BTreeSet::new(), now);
     sim.settle(nodes[0]);
     sim.run(ms(20));
     assert!(matches!(sim.outcomes[&stranded], Outcome::Refused(Refusal::NotLeader { .. })));

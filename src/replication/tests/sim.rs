@@ -102,7 +102,8 @@ pub(super) struct Sim {
     pub(super) trace: DefaultHasher,
     pub(super) tracing: bool,
     leaders: BTreeMap<(PartitionId, u64), NodeId>,
-    log: BTreeMap<(PartitionId, u64), Vec<u8>>,
+    /// What was applied: by partition, generation (each recovery begins one, with a term that leaps) and index.
+    log: BTreeMap<(PartitionId, u64, u64), Vec<u8>>,
     next_tag: u64,
     pub(super) calls: BTreeMap<u64, Call>,
     /// Where each call was made.
@@ -191,6 +192,19 @@ impl Sim {
 
     /// A durable node that crashed comes back with what was on its disk.
     pub(super) fn restart(&mut self, id: NodeId) {
+        self.come_back(id);
+        let damaged = self.driver(id).damaged().count();
+        assert_eq!(damaged, 0, "nothing was lost: {:?}", self.disks[&id].stored);
+    }
+
+    /// The same of one whose disk did not keep everything.
+    pub(super) fn restart_damaged(&mut self, id: NodeId, damage: impl FnOnce(&mut Stored)) {
+        damage(&mut self.disks.get_mut(&id).unwrap().stored);
+        self.come_back(id);
+        assert_ne!(self.driver(id).damaged().count(), 0, "nothing was lost");
+    }
+
+    fn come_back(&mut self, id: NodeId) {
         assert!(self.crashed.remove(&id), "it runs");
         let disk = self.disks.get_mut(&id).unwrap();
         disk.lives += 1;
@@ -198,7 +212,6 @@ impl Sim {
         let seed = self.rng.random();
         let mut driver = Driver::new(id, self.config.clone(), StdRng::seed_from_u64(seed), self.now);
         driver.restore(self.partitions, stored, self.now);
-        assert_eq!(driver.damaged().count(), 0, "nothing was lost: {:?}", self.disks[&id].stored);
         for peer in self.ids() {
             driver.link_up(peer, self.now);
             // Behind the report of the crash, should the peer be asleep.
@@ -295,7 +308,8 @@ impl Sim {
             }
         }
         for (partition, index, what) in applied.into_iter().filter(|_| self.checks) {
-            let first = self.log.entry((partition, index)).or_insert_with(|| what.clone());
+            let term = u64::from_be_bytes(*what.last_chunk().unwrap());
+            let first = self.log.entry((partition, term >> 32, index)).or_insert_with(|| what.clone());
             assert_eq!(*first, what, "{partition:?} differs at {index}");
         }
         for output in outputs {

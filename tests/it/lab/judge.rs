@@ -74,6 +74,11 @@ impl Story {
         self.seen.len() as u64 * 1000 / millis
     }
 
+    /// Number of acknowledged writes.
+    pub(super) fn acknowledged(&self) -> usize {
+        self.seen.iter().filter(|seen| seen.acknowledged()).count()
+    }
+
     /// Number of operations.
     pub(super) fn len(&self) -> usize {
         self.seen.len()

@@ -6,7 +6,7 @@
 //! one history.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +32,12 @@ const PLAN: &str = "ROUNDTABLE_TEST_WORKER";
 pub(super) const KEYS: u32 = 160;
 /// Between two operations of a client: a steady load, not the machine's limit.
 const PACE: Duration = Duration::from_millis(4);
+/// What [`Work::Fill`] writes to each key.
+pub(super) const FILLED_BYTES: usize = 100;
+/// Writes that are under way at a time.
+const FILLERS: usize = 256;
+/// Longest that it may take.
+const FILL_LIMIT: Duration = Duration::from_secs(3600);
 /// Client numbers that a worker may use.
 const CLIENT_NUMBERS: u32 = 1_000_000;
 
@@ -48,6 +54,8 @@ pub(super) enum Work {
     ReadEachOnce,
     /// One stale read of every key.
     ReadEachOnceStale,
+    /// One write each to so many other keys, all that go at a time; nothing is written down.
+    Fill(u32),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -118,6 +126,11 @@ pub(super) fn key_name(key: u32) -> String {
     format!("lab/{key}")
 }
 
+/// A key of those that [`Work::Fill`] writes.
+pub(super) fn filled_name(key: u32) -> String {
+    format!("many/{key}")
+}
+
 /// Clients at work.
 #[derive(Debug)]
 pub(super) struct Load {
@@ -148,6 +161,13 @@ impl Lab {
         Load { process, output: plan.output }
     }
 
+    /// Writes so many values, from a host.
+    pub(super) fn fill(&self, host: usize, join: &[String], keys: u32) {
+        let mut load = self.load(host, join, FILLERS, Work::Fill(keys));
+        let status = load.process.ended(FILL_LIMIT);
+        assert!(status.success(), "a worker failed ({status}): {}", load.process.output());
+    }
+
     /// Does something with each key once, from a host; what was seen.
     pub(super) fn each_key(&self, host: usize, join: &[String], work: Work) -> Vec<Seen> {
         self.load(host, join, 32, work).finish()
@@ -164,10 +184,15 @@ impl Load {
 
     /// Waits until so many more operations have returned: there is a load.
     pub(super) fn goes_on(&mut self, operations: usize) {
-        let count =
-            |output: &PathBuf| std::fs::read_to_string(output).map_or(0, |text| text.matches('\n').count());
-        let before = count(&self.output);
-        within(LIMIT, "the load goes on", || (count(&self.output) >= before + operations).then_some(()));
+        let mut history = File::open(&self.output).expect("a history");
+        history.seek(SeekFrom::End(0)).expect("a history");
+        let mut count = 0;
+        within(LIMIT, "the load goes on", || {
+            let mut more = Vec::new();
+            history.read_to_end(&mut more).expect("a history");
+            count += more.iter().filter(|byte| **byte == b'\n').count();
+            (count >= operations).then_some(())
+        });
     }
 
     /// Lets the clients end what they are at, and stop; what they saw.
@@ -282,6 +307,13 @@ impl Worker {
                     _ => Op::Get,
                 };
                 self.perform(key, op, work == Work::ReadEachOnceStale).await;
+            },
+            Work::Fill(keys) => loop {
+                let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
+                if key >= keys {
+                    return;
+                }
+                self.client.put(filled_name(key), vec![b'v'; FILLED_BYTES]).await.expect("written");
             },
         }
     }

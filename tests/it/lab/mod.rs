@@ -11,8 +11,10 @@
 
 mod bounds;
 mod chaos;
+mod command;
 mod crash;
 mod cut;
+mod durable;
 mod hostile;
 mod judge;
 mod load;
@@ -115,6 +117,8 @@ struct Lab {
     // In the order in which they are dropped: processes before their network, the right to use the machine last.
     nodes: BTreeMap<usize, Process>,
     ended: Vec<Process>,
+    /// What is set in the environment of a node.
+    environment: BTreeMap<usize, Vec<(&'static str, OsString)>>,
     hosts: Vec<Host>,
     network: Option<Network>,
     directory: TempDir,
@@ -155,7 +159,15 @@ impl Lab {
             runtime_dir: directory.path().join(format!("run{host}")),
         };
         let hosts = (0..hosts).map(host).collect();
-        Self { nodes: BTreeMap::new(), ended: Vec::new(), hosts, network, directory, _turn: turn }
+        Self {
+            nodes: BTreeMap::new(),
+            ended: Vec::new(),
+            environment: BTreeMap::new(),
+            hosts,
+            network,
+            directory,
+            _turn: turn,
+        }
     }
 
     /// The two hosts without a node.
@@ -206,6 +218,7 @@ impl Lab {
         assert!(!self.nodes.contains_key(&node), "node {node} runs");
         let mut command = self.roundtable(self.host_of(node));
         command.arg("up").args(flags);
+        command.envs(self.environment.get(&node).into_iter().flatten().map(|(name, value)| (name, value)));
         let output = self.file(&format!("node{node}-{}.log", self.ended.len()));
         self.nodes.insert(node, Process::spawn(command, &output));
     }
@@ -215,7 +228,7 @@ impl Lab {
         let node = self.node(node);
         within(LIMIT, "the node has a swarm", || {
             let output = node.output();
-            ["founded the swarm", "joined the swarm"].iter().any(|text| output.contains(text)).then_some(())
+            ["founded the swarm", "joined the swarm", "back in the swarm"].iter().any(|text| output.contains(text)).then_some(())
         });
         since(node.started)
     }
@@ -237,9 +250,21 @@ impl Lab {
 
     /// `kill -9`.
     fn kill(&mut self, node: usize) {
-        let process = self.nodes.remove(&node).expect("it runs");
+        let mut process = self.nodes.remove(&node).expect("it runs");
         process.signal(Signal::KILL);
+        process.ended(LIMIT);
         self.ended.push(process);
+    }
+
+    /// `kill -9` of all nodes at the same time.
+    fn kill_all(&mut self) {
+        for process in self.nodes.values() {
+            process.signal(Signal::KILL);
+        }
+        for (_, mut process) in std::mem::take(&mut self.nodes) {
+            process.ended(LIMIT);
+            self.ended.push(process);
+        }
     }
 
     /// Asks node `i` to leave, as Ctrl-C and a service manager do; waits until it has.

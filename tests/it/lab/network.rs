@@ -96,8 +96,19 @@ impl Network {
     pub(super) fn cut_one_way(&self, from: &[usize], to: &[usize]) {
         let set = |hosts: &[usize]| hosts.iter().map(|&host| port(host)).collect::<Vec<_>>().join(", ");
         let (from, to) = (set(from), set(to));
-        let rule = format!("add rule bridge cut f iifname {{ {from} }} oifname {{ {to} }} drop\n");
+        let rule = format!("add rule bridge cut f iifname {{ {from} }} oifname {{ {to} }} counter drop\n");
         assert!(filter(&self.switch(), &rule), "cannot cut: {rule}");
+    }
+
+    /// Packets that the cuts which are in force have kept back.
+    pub(super) fn kept_back(&self) -> u64 {
+        let switch = self.switch();
+        let words = ["netns", "exec", switch.as_str(), "nft", "list", "chain", "bridge", "cut", "f"];
+        let output = Command::new("ip").args(words).output().expect("the tool runs");
+        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let counts =
+            listed.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        counts.sum()
     }
 
     /// Lets everything pass again.

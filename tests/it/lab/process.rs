@@ -60,6 +60,12 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("a child of ours");
     }
 
+    /// Whether it stands still.
+    pub(super) fn is_stopped(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    }
+
     /// Lets it read the end of its input.
     pub(super) fn close_input(&mut self) {
         drop(self.child.stdin.take());

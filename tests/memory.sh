@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# What a key costs: three nodes in memory, filled with keys of 14 bytes and values of 100, each node holding all of
+# them; and Redis with as many of the same size, if `redis-server` is installed. Resident memory, less that of the
+# empty process, divided by the number of keys.
+#
+#   cargo build --release && tests/memory.sh        KEYS=100000 for a quick look, BIN=... for another build
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+KEYS=${KEYS:-1000000}
+BIN=${BIN:-target/release/roundtable}
+WORK=$(mktemp -d /var/tmp/roundtable-memory.XXXXXX)
+export ROUNDTABLE_RUNTIME_DIR=$WORK/run
+pids=()
+clean_up() {
+    for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+    rm -rf "$WORK"
+}
+trap clean_up EXIT
+
+resident() { awk '/^VmRSS/ { print $2 * 1024 }' "/proc/$1/status"; }
+row() { printf '%-16s %10.1f MiB %8d B per key, %d beside its 114 B\n' \
+    "$1" "$(awk "BEGIN { print $2 / 1048576 }")" $((($2 - $3) / KEYS)) $((($2 - $3) / KEYS - 114)); }
+
+for _ in 1 2 3; do
+    "$BIN" up >/dev/null 2>&1 &
+    pids+=($!)
+done
+for _ in $(seq 100); do
+    "$BIN" members --format json 2>/dev/null | grep -q '"alive":3,' && break
+    sleep 0.2
+done
+empty=()
+for pid in "${pids[@]}"; do empty+=("$(resident "$pid")"); done
+# Until every node has a replica of everything.
+sleep 5
+"$BIN" bench --op get --keys "$KEYS" --value-size 100 --seconds 1 --keep --timeout 30s >/dev/null
+# What was received is worked off, and logs are cut.
+sleep 5
+for i in 0 1 2; do row "node $((i + 1))" "$(resident "${pids[i]}")" "${empty[i]}"; done
+
+if command -v redis-server >/dev/null; then
+    redis-server --port 0 --unixsocket "$WORK/redis" --save '' --enable-debug-command local >/dev/null &
+    pids+=($!)
+    ask() { redis-cli -s "$WORK/redis" "$@" 2>/dev/null; }
+    until [ "$(ask ping)" = PONG ]; do sleep 0.1; done
+    used() { ask info memory | tr -d '\r' | sed -n 's/^used_memory_rss://p'; }
+    before=$(used)
+    ask debug populate "$KEYS" bench/0 100 >/dev/null
+    sleep 1
+    row "Redis $(redis-server --version | sed 's/.* v=\([0-9.]*\).*/\1/')" "$(used)" "$before"
+fi
