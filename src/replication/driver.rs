@@ -492,7 +492,8 @@ impl Driver {
         if self.ticks.is_multiple_of(self.shared.config.ticks(INQUIRE_DAMAGED)) {
             for (partition, damaged) in &self.damaged {
                 for node in self.shared.linked.clone() {
-                    let inquiry = Group::message(*partition, damaged.stored.replica, ReplicaId(0), Body::Inquiry);
+                    let inquiry =
+                        Group::message(*partition, damaged.stored.replica, ReplicaId(0), Body::Inquiry);
                     self.shared.send(node, inquiry);
                 }
             }

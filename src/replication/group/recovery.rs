@@ -62,10 +62,7 @@ impl Damaged {
 }
 
 /// Of a damaged replica's log, what follows on its state without a gap.
-fn usable_entries<'a>(
-    stored: &'a StoredReplica,
-    state: &StoredState,
-) -> impl Iterator<Item = &'a LogEntry> {
+fn usable_entries<'a>(stored: &'a StoredReplica, state: &StoredState) -> impl Iterator<Item = &'a LogEntry> {
     let follows = stored.first == state.index + 1;
     let mut term = state.term.max(1);
     // The place of one that was lost is held by an entry of term 0.
@@ -177,9 +174,7 @@ impl Group {
         // Each recovery has raised the term by one generation, replica ids by less than two, versions by one leap.
         let generations = term / GENERATION + FORGOTTEN_GENERATIONS;
         let mut machine = StateMachine::default();
-        machine
-            .raise_by(generations.saturating_mul(VERSION_LEAP))
-            .map_err(|_| RecoverError::TooOften)?;
+        machine.raise_by(generations.saturating_mul(VERSION_LEAP)).map_err(|_| RecoverError::TooOften)?;
         let survivor = Survivor {
             replica: ReplicaId(0),
             machine,

@@ -16,7 +16,8 @@ const ASKED: u64 = 5_500;
 
 /// Three nodes with disks, voters of one partition.
 fn three(seed: u64) -> (Sim, [NodeId; 3]) {
-    let (mut sim, nodes) = cluster_with(seed, 1, 3, DriverConfig { durable: true, ..DriverConfig::default() });
+    let (mut sim, nodes) =
+        cluster_with(seed, 1, 3, DriverConfig { durable: true, ..DriverConfig::default() });
     sim.keep_outcomes = true;
     (sim, nodes.try_into().unwrap())
 }
@@ -29,7 +30,9 @@ fn fill(sim: &mut Sim, keys: std::ops::Range<u8>) {
         sim.put(leader, P, &[key], &[b'v', key]);
         sim.run(ms(1));
     }
-    sim.run_while(ms(2000), |sim| sim.counts.get("writes").copied().unwrap_or(0) < before + keys.len() as u64);
+    sim.run_while(ms(2000), |sim| {
+        sim.counts.get("writes").copied().unwrap_or(0) < before + keys.len() as u64
+    });
     sim.run(ms(600));
 }
 
@@ -38,7 +41,8 @@ fn read_all(sim: &mut Sim, keys: std::ops::Range<u8>) {
     for key in keys {
         let mut tag = None;
         sim.run_while(ms(3000), |sim| {
-            let answered = tag.is_some_and(|tag| matches!(sim.outcomes.get(&tag), Some(Outcome::Answer { .. })));
+            let answered =
+                tag.is_some_and(|tag| matches!(sim.outcomes.get(&tag), Some(Outcome::Answer { .. })));
             let refused = tag.is_none_or(|tag| matches!(sim.outcomes.get(&tag), Some(Outcome::Refused(_))));
             if refused && let Some(leader) = sim.leader(P) {
                 tag = Some(sim.get(leader, P, &[key]));
@@ -336,7 +340,8 @@ fn a_damaged_replica_is_recovered_up_to_its_first_gap() {
             sim.restart_damaged(node, |stored| {
                 let replica = stored.replicas.get_mut(&P).unwrap();
                 replica.damaged = true;
-                let writes = replica.entries.iter_mut().filter(|entry| !entry.data.is_empty() && !entry.config);
+                let writes =
+                    replica.entries.iter_mut().filter(|entry| !entry.data.is_empty() && !entry.config);
                 if let Some(lost) = writes.skip(gap).next() {
                     *lost = LogEntry { term: 0, config: false, data: Vec::new(), context: Vec::new() };
                 }
