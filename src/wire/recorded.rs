@@ -21,7 +21,7 @@ const PARTITION: PartitionId = PartitionId(300);
 fn encoded<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) -> String {
     let bytes = encode(value);
     assert_eq!(&decode::<T>(&bytes).unwrap(), value);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 #[test]
