@@ -90,13 +90,13 @@ async fn assert_kept(node: &Node) {
         assert_eq!(value, format!("value {number}"));
         assert!(version > Version(0));
     }
-    // A partition's time stands still while nobody leads it, and goes on where it stood.
-    let gone = async {
+    // Its time goes on only while somebody leads: a second of that.
+    within("expiry", async {
         while text("short-lived".to_owned()).await.is_some() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    };
-    within("what lives for a second is gone", gone).await;
+    })
+    .await;
     assert_eq!(text("fenced".to_owned()).await.unwrap().0, "by the holder");
     let lock = within("lock", client.lock_state("held")).await.unwrap().expect("the lock is held");
     assert_eq!(lock.holders.len(), 1);

@@ -650,3 +650,50 @@ fn idle_groups_share_frames() {
         assert!(frames.iter().filter(|frame| frame.len() == 64).count() >= 30);
     }
 }
+
+#[test]
+fn survivors_take_over_at_once_also_when_one_of_them_was_away() {
+    for seed in [5, 21] {
+        let config = DriverConfig { durable: true, ..DriverConfig::default() };
+        let (mut sim, nodes) = cluster_with(seed, 8, 3, config);
+        sim.keep_outcomes = true;
+        for (victim, next) in [(0, 1), (1, 2), (2, 0)] {
+            let (victim, next) = (nodes[victim], nodes[next]);
+            let write_to_all = |sim: &mut Sim| {
+                for partition in (0..8).map(PartitionId) {
+                    if let Some(leader) = sim.leader(partition) {
+                        sim.put(leader, partition, b"key", b"value");
+                    }
+                }
+                sim.run(ms(1));
+            };
+            for _ in 0..50 {
+                write_to_all(&mut sim);
+            }
+            sim.crash(victim);
+            for _ in 0..100 {
+                write_to_all(&mut sim);
+            }
+            sim.run(ms(300));
+            sim.restart(victim);
+            for _ in 0..(50 + seed * 20) {
+                write_to_all(&mut sim);
+            }
+            sim.crash(next);
+            let crashed = sim.now;
+            for partition in (0..8).map(PartitionId) {
+                sim.run_while(ms(3000), |sim| {
+                    let Some(leader) = sim.leader(partition) else {
+                        return true;
+                    };
+                    let tag = sim.put(leader, partition, b"key", b"value");
+                    sim.run(ms(10));
+                    !is_written(sim.outcomes.get(&tag))
+                });
+            }
+            assert!(sim.now.since(crashed) < ms(600), "{:?}", sim.now.since(crashed));
+            sim.restart(next);
+            sim.run(ms(1000));
+        }
+    }
+}
