@@ -217,6 +217,14 @@ impl Group {
         true
     }
 
+    /// The leader goes on leading. The order to campaign may have gone out nevertheless.
+    pub(super) fn call_off_transfer(&mut self) {
+        if let Some(lead) = &mut self.lead {
+            lead.transfer_until = None;
+        }
+        self.raw.raft.abort_leader_transfer();
+    }
+
     /// Hands leadership to whoever is best placed and not among those `stopping`. Whether that was begun.
     pub(in crate::replication) fn hand_over(
         &mut self,

@@ -43,6 +43,9 @@ impl Group {
         }
         if self.is_leader() {
             self.raw.report_unreachable(id.0);
+            if self.raw.raft.lead_transferee == Some(id.0) {
+                self.call_off_transfer();
+            }
             if !self.quorum_linked {
                 self.refuse_reads(Refusal::NoQuorum, shared);
             }

@@ -79,13 +79,12 @@ impl Group {
         self.propose_advance(shared);
         let joint = !self.voting.outgoing.is_empty();
         let pending_conf = self.raw.raft.has_pending_conf();
+        if self.lead.as_ref().is_some_and(|lead| lead.transfer_until.is_some_and(|until| now >= until)) {
+            self.call_off_transfer();
+        }
         let Some(lead) = &mut self.lead else {
             return;
         };
-        if lead.transfer_until.is_some_and(|until| now >= until) {
-            lead.transfer_until = None;
-            self.raw.raft.abort_leader_transfer();
-        }
         lead.joint_since = joint.then(|| lead.joint_since.unwrap_or(now));
         let stuck = lead.joint_since.is_some_and(|since| now.since(since) > JOINT_STUCK_AFTER);
         lead.retired.retain(|_, (_, until)| now < *until);

@@ -221,6 +221,21 @@ fn leadership_moves_on_request_without_losing_a_proposal() {
 }
 
 #[test]
+fn a_transfer_to_a_node_that_goes_is_called_off_at_once() {
+    let (mut sim, nodes) = cluster(4, 1, 3);
+    sim.keep_outcomes = true;
+    sim.run(ms(300));
+    let now = sim.now;
+    assert!(sim.driver(nodes[0]).transfer(P, nodes[1], now));
+    // It goes with the order to campaign.
+    sim.crash(nodes[1]);
+    sim.run(ms(20));
+    let tag = sim.put(nodes[0], P, b"key", b"value");
+    sim.run(ms(20));
+    assert!(is_written(sim.outcomes.get(&tag)), "{:?}", sim.outcomes.get(&tag));
+}
+
+#[test]
 fn a_group_grows_and_shrinks_and_keeps_what_it_has() {
     let mut sim = Sim::new(5, 4, DriverConfig::default());
     let a = sim.start(1);

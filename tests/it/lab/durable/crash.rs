@@ -60,7 +60,7 @@ fn nodes_killed_at_any_moment_lose_nothing() {
     at_the_end.extend(from_disk);
     say(&format!(
         "{kills} kills, {of_all} of them of all nodes, in {:.0?}: {} operations, {} acknowledged writes, {}/s; \
-         records cut off {}; errors {:?}",
+         records that were cut off {}; errors {:?}",
         since(begin),
         story.len(),
         story.acknowledged(),

@@ -10,10 +10,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::super::judge::Story;
 use super::super::load::{Seen, Work};
 use super::disk::{files, flip, written};
-use super::{LIMIT, Lab, Standing, now, say, since, within};
+use super::{LIMIT, Lab, Standing, now, say, seed, since, within};
+use crate::lab::rounds;
 
 const NODES: usize = 3;
 const WRITERS: usize = 16;
@@ -226,6 +230,43 @@ fn a_byte_changed_in_the_middle_of_a_log_is_noticed_and_healed() {
         let log = files(&lab.data_dir(node), ".log").pop().expect("a log");
         flip(&log, written(&log) / 2);
     });
+}
+
+#[test]
+fn a_byte_changed_anywhere_in_a_log_is_never_served() {
+    let mut rng = StdRng::seed_from_u64(seed());
+    let Some(mut lab) = Lab::durable_swarm(NODES) else { return };
+    let standing = Standing::of(&mut lab);
+    let host = lab.visitors()[0];
+    let mut story = Story::default();
+    let (mut healed, mut harmless) = (0, 0);
+    for _ in 0..rounds(2) {
+        let victim = rng.random_range(0..NODES);
+        let mut load = lab.load(host, &lab.addresses(), WRITERS, Work::Mixed);
+        load.goes_on(SOME);
+        lab.stop(victim);
+        let log = files(&lab.data_dir(victim), ".log").pop().expect("a log");
+        let at = rng.random_range(0..written(&log));
+        say(&format!("byte {at} of the log of node {victim} is changed"));
+        flip(&log, at);
+        let before = lab.heard("are made anew");
+        lab.up_durable(victim);
+        lab.settled();
+        if lab.heard("are made anew") > before {
+            healed += 1;
+        } else {
+            // It was in what is there twice, or in a summary of what nothing was lost of.
+            harmless += 1;
+        }
+        load.goes_on(SOME);
+        story.add(load.stop());
+        story.assert_no_error();
+        let now = Standing::of(&mut lab);
+        assert_eq!((&now.ids, &now.places), (&standing.ids, &standing.places));
+        story.assert_nothing_lost(&lab.each_key(host, &lab.addresses(), Work::ReadEachOnce));
+    }
+    say(&format!("bytes changed: {healed} cost something that was healed, {harmless} nothing"));
+    assert_whole(&mut lab, &standing, &story, 1);
 }
 
 #[test]

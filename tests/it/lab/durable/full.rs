@@ -56,9 +56,21 @@ fn a_full_disk_stops_writes_and_nothing_else() {
     assert!(read.iter().all(|seen| seen.result.is_ok()), "{read:?}");
     story.add(read);
 
-    // A node dies on its full disk. It cannot promise anything there, but has what it promised.
+    // A node dies on its full disk: it has what it promised, and needs a little room to come back.
     lab.kill(1);
     let died = now();
+    disks[1].fill();
+    lab.up_durable(1);
+    let mut process = lab.nodes.remove(&1).expect("it was started");
+    let status = process.ended(LIMIT);
+    let output = process.output();
+    lab.ended.push(process);
+    say(&format!(
+        "started on a full disk it ends with {status}: {}",
+        output.lines().last().unwrap_or_default()
+    ));
+    assert_eq!(status.code(), Some(1));
+    assert!(output.contains("No space left on device"), "{output}");
     disks[1].make_room();
     lab.up_durable(1);
     lab.ready(1);
