@@ -733,9 +733,7 @@ mod tests {
             let (respond, mut response) = oneshot::channel();
             let request = Request::Renew { swarm: SwarmId(1), renewals };
             let respond = Respond::Here(respond);
-            runtime
-                .handle(Input::Request { request, respond, arrived: Clock.now(), held: None })
-                .unwrap();
+            runtime.handle(Input::Request { request, respond, arrived: Clock.now(), held: None }).unwrap();
             runtime.carry_out().unwrap();
             response.try_recv().unwrap()
         };

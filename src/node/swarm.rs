@@ -289,9 +289,10 @@ impl Swarm {
         let could_lead = |replica: &ReplicaProgress| {
             replica.voter && replica.live && !self.others_stopping.contains(&replica.node)
         };
-        !self.partition_ids().filter_map(|partition| self.driver.group(partition)).any(|group| {
-            group.role == Role::Leader && group.progress.iter().any(could_lead)
-        })
+        !self
+            .partition_ids()
+            .filter_map(|partition| self.driver.group(partition))
+            .any(|group| group.role == Role::Leader && group.progress.iter().any(could_lead))
     }
 
     fn tell_stopping(&mut self, to: NodeId) {

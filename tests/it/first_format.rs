@@ -40,7 +40,8 @@ async fn written() {
     client.delete(key(1)).await.unwrap();
     client.increment("counter", 41).await.unwrap();
     client.put_with_ttl("short-lived", "soon gone", Duration::from_secs(1)).await.unwrap();
-    let guard = client.lock("held").lease(Duration::from_secs(3600)).note("by the first").acquire().await.unwrap();
+    let guard =
+        client.lock("held").lease(Duration::from_secs(3600)).note("by the first").acquire().await.unwrap();
     client.put_fenced("fenced", "by the holder", guard.token()).await.unwrap();
     println!("token {}", guard.token());
     // It is not released: its holder is gone when the node comes back.
@@ -55,7 +56,8 @@ async fn written() {
 }
 
 fn logs(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    let swarm = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    let swarm =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
     let files = fs::read_dir(swarm).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.extension().is_some_and(|extension| extension == "log"))
 }
@@ -112,7 +114,10 @@ async fn a_node_goes_on_from_the_first_format() {
     assert_kept(&node).await;
     let (before, sum) = {
         let client = node.client();
-        (within("put", client.put("new", "one")).await.unwrap(), client.increment("counter", 1).await.unwrap())
+        (
+            within("put", client.put("new", "one")).await.unwrap(),
+            client.increment("counter", 1).await.unwrap(),
+        )
     };
     assert_eq!(sum, 42);
     while let Ok(event) = events.try_recv() {

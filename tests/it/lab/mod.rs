@@ -228,7 +228,10 @@ impl Lab {
         let node = self.node(node);
         within(LIMIT, "the node has a swarm", || {
             let output = node.output();
-            ["founded the swarm", "joined the swarm", "back in the swarm"].iter().any(|text| output.contains(text)).then_some(())
+            ["founded the swarm", "joined the swarm", "back in the swarm"]
+                .iter()
+                .any(|text| output.contains(text))
+                .then_some(())
         });
         since(node.started)
     }

@@ -26,7 +26,8 @@ impl SmallDisk {
 
     /// Takes all room that there is.
     pub(super) fn fill(&self) {
-        let mut ballast = File::options().create(true).append(true).open(self.path.join(BALLAST)).expect("a file");
+        let mut ballast =
+            File::options().create(true).append(true).open(self.path.join(BALLAST)).expect("a file");
         for bytes in [1 << 20, 1 << 12] {
             while ballast.write_all(&vec![1; bytes]).is_ok() {}
         }
@@ -53,7 +54,8 @@ pub(super) fn files(data_dir: &Path, suffix: &str) -> Vec<PathBuf> {
     };
     let swarm = entries(data_dir).into_iter().find(|path| path.is_dir()).expect("a swarm");
     let name = |path: &PathBuf| path.to_str().expect("a name").to_owned();
-    let mut files: Vec<PathBuf> = entries(&swarm).into_iter().filter(|path| name(path).ends_with(suffix)).collect();
+    let mut files: Vec<PathBuf> =
+        entries(&swarm).into_iter().filter(|path| name(path).ends_with(suffix)).collect();
     files.sort();
     files
 }

@@ -35,7 +35,8 @@ impl Faults {
     fn compile(lab: &Lab) -> Option<Self> {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/lab/durable/fault.c");
         let library = lab.file("fault.so");
-        let compiler = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).output();
+        let compiler =
+            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).output();
         let Ok(output) = compiler else {
             say("skipped: no C compiler");
             return None;
@@ -206,7 +207,10 @@ fn damaged(damage: impl Fn(&Lab, usize)) {
     within(LIMIT, "no replica is damaged any more", || {
         let status = lab.json(VICTIM, &["status", &id])?;
         let replicas = status["replicas"].as_array()?;
-        replicas.iter().all(|replica| replica["damaged"] == false && replica["has_quorum"] == true).then_some(())
+        replicas
+            .iter()
+            .all(|replica| replica["damaged"] == false && replica["has_quorum"] == true)
+            .then_some(())
     });
     say(&format!("healed {:.2?} after its start", since(started)));
     load.goes_on(SOME);

@@ -71,9 +71,10 @@ fn a_full_disk_stops_writes_and_nothing_else() {
         disk.make_room();
     }
     within(LIMIT, "writes go on", || {
-        (0..KEYS).step_by(16).all(|key| {
-            lab.cli(0, &["put", &format!("after/{}", key_name(key)), "x"]).code == Some(0)
-        }).then_some(())
+        (0..KEYS)
+            .step_by(16)
+            .all(|key| lab.cli(0, &["put", &format!("after/{}", key_name(key)), "x"]).code == Some(0))
+            .then_some(())
     });
     say(&format!("writes went on {:.2?} after there was room", since(roomy)));
     for node in [0, 2] {

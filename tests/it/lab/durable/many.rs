@@ -15,7 +15,8 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_node_with_many_keys_is_soon_back() {
-    let keys: u32 = setting("ROUNDTABLE_LAB_KEYS").map_or(2_000, |keys| keys.parse().expect("a number of keys"));
+    let keys: u32 =
+        setting("ROUNDTABLE_LAB_KEYS").map_or(2_000, |keys| keys.parse().expect("a number of keys"));
     let Some(mut lab) = Lab::bridge(NODES) else { return };
     for node in 0..NODES {
         lab.up_durable(node);

@@ -65,9 +65,8 @@ impl Lab {
         let mut places = Places::new();
         for node in nodes {
             let id = self.id(node);
-            let status = within(LIMIT, "a node tells how it is", || {
-                self.json(self.host_of(node), &["status", &id])
-            });
+            let status =
+                within(LIMIT, "a node tells how it is", || self.json(self.host_of(node), &["status", &id]));
             for replica in status["replicas"].as_array().expect("replicas") {
                 let voters = replica["voters"].as_array().expect("voters").iter();
                 let mut voters: Vec<String> =

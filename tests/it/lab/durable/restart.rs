@@ -37,7 +37,10 @@ fn rolling(stop: impl Fn(&mut Lab, usize)) {
             let stopped = since(asked);
             lab.up_durable(node);
             lab.settled();
-            say(&format!("node {node} stopped within {stopped:.2?} and was back in its place after {:.2?}", since(asked)));
+            say(&format!(
+                "node {node} stopped within {stopped:.2?} and was back in its place after {:.2?}",
+                since(asked)
+            ));
             load.goes_on(SOME);
         }
         let mut this_round = Story::default();
