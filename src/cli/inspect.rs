@@ -824,7 +824,7 @@ mod tests {
         assert_eq!(json["stalled"].as_array().map(Vec::len), Some(3));
         let both = json["stalled"].as_array().into_iter().flatten();
         let both = both.into_iter().find(|group| group["partitions"] == json!([0, 1, 2])).expect("a group");
-        assert_eq!(both["missing"][0]["node"].as_str().is_some(), true);
+        assert!(both["missing"][0]["node"].as_str().is_some());
         assert_eq!(both["missing"].as_array().map(Vec::len), Some(2));
         assert_eq!((&json["damaged"], &json["storage"]["full"]), (&json!(1), &json!(true)));
 

@@ -438,7 +438,8 @@ impl Look {
                     if let [partition] = partitions
                         && let Some(replica) = self.replica(survivor.node, *partition)
                     {
-                        line += &format!(", up to entry {} of term {}", replica.last.0, replica.last.1);
+                        let (index, term) = replica.last;
+                        line = format!("{line}, up to entry {index} of term {term}");
                     }
                     if survivor.damaged {
                         line += ", damaged: its disk has lost a part";

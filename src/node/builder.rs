@@ -291,12 +291,12 @@ impl NodeBuilder {
             core,
             swarm.clone(),
             secret.clone(),
-            data,
             inbox,
             rpc.clone(),
             net_events,
             Arc::clone(&shared),
-        );
+        )
+        .with_data(data);
         let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime });
         node.keep_registered(rendezvous, lock);
         Ok(node)

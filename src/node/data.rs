@@ -132,12 +132,12 @@ impl Data {
             return Ok(Found { data, identity, swarm: None });
         };
         file.lives = (file.lives + 1).min(MAX_LIVES);
-        data.save(&Some(file.clone()))?;
+        data.save(Some(&file))?;
         let (store, recovered) = Store::open(&data.dir, file.swarm, data.config.clone(), progress)?;
         if recovered.stored.replicas.is_empty() && file.members.is_empty() && recovered.findings.is_empty() {
             drop(store);
             data.dir.remove_swarm(file.swarm)?;
-            data.save(&None)?;
+            data.save(None)?;
             return Ok(Found { data, identity, swarm: None });
         }
         let partitions = PartitionCount::new(file.partitions).map_err(|_| data.odd(SWARM_FILE))?;
@@ -179,8 +179,8 @@ impl Data {
         }
     }
 
-    fn save(&self, file: &Option<SwarmFile>) -> Result<(), FileError> {
-        self.dir.save(SWARM_FILE, &encode(file))
+    fn save(&self, file: Option<&SwarmFile>) -> Result<(), FileError> {
+        self.dir.save(SWARM_FILE, &encode(&file))
     }
 
     fn odd(&self, name: &str) -> DataError {
@@ -203,7 +203,7 @@ impl Data {
             lives: 1,
             members: Vec::new(),
         };
-        self.save(&Some(file.clone()))?;
+        self.save(Some(&file))?;
         let (store, _) = Store::open(&self.dir, swarm, self.config.clone(), |_| {})?;
         self.swarm = Some(file);
         self.store = Some(store);
@@ -219,7 +219,7 @@ impl Data {
         self.saving.abort_all();
         self.unsaved = false;
         let Some(file) = self.swarm.take() else { return Ok(()) };
-        self.save(&None)?;
+        self.save(None)?;
         self.dir.remove_swarm(file.swarm)?;
         if identity {
             self.dir.save(IDENTITY_FILE, &[])?;

@@ -309,7 +309,6 @@ impl Runtime {
         core: Core,
         name: String,
         secret: Option<Secret>,
-        data: Option<Data>,
         inbox: Inbox,
         rpc: NodeRpc,
         net_events: mpsc::Receiver<NetEvent>,
@@ -320,7 +319,7 @@ impl Runtime {
             clock: Clock,
             name,
             secret,
-            data,
+            data: None,
             inbox,
             net: rpc.net.clone(),
             rpc,
@@ -332,6 +331,12 @@ impl Runtime {
             forwards: JoinSet::new(),
             merging: JoinSet::new(),
         }
+    }
+
+    /// Keeps what is to be kept here.
+    pub(super) fn with_data(mut self, data: Option<Data>) -> Self {
+        self.data = data;
+        self
     }
 
     /// Runs until told to stop, or until the disk fails; then all is on the disk that can be.
@@ -384,7 +389,7 @@ impl Runtime {
             // Links first: what a link delivers is queued after its coming up was noted.
             self.handle_links();
             for input in inputs.drain(..) {
-                self.handle(input)?;
+                self.handle(input);
             }
             if let Some(partition) = self.data.as_mut().and_then(Data::wanted) {
                 self.core.keep_state(partition);
@@ -431,7 +436,7 @@ impl Runtime {
         Ok(())
     }
 
-    fn handle(&mut self, input: Input) -> Result<(), String> {
+    fn handle(&mut self, input: Input) {
         let now = self.clock.now();
         match input {
             Input::Message { from, message, held } => {
@@ -460,7 +465,6 @@ impl Runtime {
                 self.handing_over.push(done);
             }
         }
-        Ok(())
     }
 
     fn request(&mut self, request: Request, respond: Respond, now: Timestamp) {
@@ -662,7 +666,7 @@ mod tests {
             left: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
-        Runtime::new(core, "test".to_owned(), None, None, inbox, rpc, net_events, shared)
+        Runtime::new(core, "test".to_owned(), None, inbox, rpc, net_events, shared)
     }
 
     fn write(operation: Operation) -> Bytes {
@@ -733,7 +737,7 @@ mod tests {
             let (respond, mut response) = oneshot::channel();
             let request = Request::Renew { swarm: SwarmId(1), renewals };
             let respond = Respond::Here(respond);
-            runtime.handle(Input::Request { request, respond, arrived: Clock.now(), held: None }).unwrap();
+            runtime.handle(Input::Request { request, respond, arrived: Clock.now(), held: None });
             runtime.carry_out().unwrap();
             response.try_recv().unwrap()
         };
@@ -756,9 +760,7 @@ mod tests {
         let mut handle = |arrived| {
             let (respond, mut response) = oneshot::channel();
             let respond = Respond::Here(respond);
-            runtime
-                .handle(Input::Request { request: Request::Ticket, respond, arrived, held: None })
-                .unwrap();
+            runtime.handle(Input::Request { request: Request::Ticket, respond, arrived, held: None });
             runtime.carry_out().unwrap();
             response.try_recv().unwrap()
         };

@@ -95,7 +95,7 @@ impl Driver {
                     self.touched.insert(partition);
                 }
                 Err(damaged) => {
-                    self.damaged.insert(partition, damaged);
+                    self.damaged.insert(partition, *damaged);
                 }
             }
         }

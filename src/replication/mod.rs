@@ -269,6 +269,7 @@ pub struct GroupStatus {
 
 /// How another replica is, as its leader knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct ReplicaProgress {
     /// Where it is.
     pub node: NodeId,

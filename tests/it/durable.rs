@@ -170,7 +170,7 @@ async fn when_two_of_three_are_gone_for_good_the_third_goes_on() {
         said.contains("partitions 0-15: voters") && said.contains("..") && said.contains("missing"),
         "{said}"
     );
-    let short = lost_id.short().to_string();
+    let short = lost_id.short();
     assert!(said.contains(&format!("..{short} at 127.0.0.1:")), "{said}");
 
     // Explained, and not done.
@@ -306,10 +306,7 @@ async fn a_node_that_is_stopped_to_come_back_says_when_it_is_gone() {
     let output = command(&machine, "leave --restart").await;
     assert_eq!(code(&output), Some(2), "{output:?}");
     let said = text(&output.stderr);
-    assert!(
-        said.contains("which one should stop") && said.contains(&*second.node.short().to_string()),
-        "{said}"
-    );
+    assert!(said.contains("which one should stop") && said.contains(&second.node.short()), "{said}");
 
     for (round, node) in [&mut first, &mut second].into_iter().enumerate() {
         let line = format!("leave --restart {}{}", node.node, [" --format json", ""][round]);

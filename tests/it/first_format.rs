@@ -27,6 +27,7 @@ fn key(number: u32) -> String {
 
 /// Writes the fixture.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stdout, reason = "what the constants above must say")]
 async fn written() {
     let Some(dir) = std::env::var_os("ROUNDTABLE_TEST_FIXTURE").map(PathBuf::from) else { return };
     let machine = machine();

@@ -95,13 +95,13 @@ impl Group {
         partition: PartitionId,
         stored: StoredReplica,
         shared: &mut Shared,
-    ) -> Result<Self, Damaged> {
+    ) -> Result<Self, Box<Damaged>> {
         let Some(Kept { roster, voting, machine, log }) = Kept::new(&stored) else {
-            return Err(Damaged::new(stored));
+            return Err(Box::new(Damaged::new(stored)));
         };
         let initialised = machine.is_some();
         let Ok(mut group) = Self::make(partition, stored.replica, log, roster, voting, shared) else {
-            return Err(Damaged::new(stored));
+            return Err(Box::new(Damaged::new(stored)));
         };
         group.machine = machine.unwrap_or_default();
         group.initialised = initialised;

@@ -20,8 +20,8 @@ use crate::replication::message::Body;
 use crate::replication::{DriverConfig, Refusal, convert};
 
 /// Entries and bytes that a follower keeps, should it lead next.
-const FOLLOWER_LOG_ENTRIES: usize = 4096;
-const FOLLOWER_LOG_BYTES: usize = 16 * 1024 * 1024;
+const FOLLOWER_LOG_ENTRIES: usize = 1024;
+const FOLLOWER_LOG_BYTES: usize = 8 * 1024 * 1024;
 
 /// What may be said, and what the core is told, once a batch is on the disk.
 #[derive(Debug)]

@@ -316,15 +316,15 @@ impl Chaos {
         }
     }
 
-    /// Whether the cable to a peer is cut is not what a node that comes back knows.
     fn disk_fault(&mut self) {
-        if self.sim.rng.random_bool(0.3) {
+        let kind = self.sim.rng.random_range(0..10);
+        if kind < 3 {
             // A store wants to cut its log.
             let (node, partition) = (self.any_node(), self.partition());
             self.sim.driver(node).keep_state(partition);
             self.sim.settle(node);
             self.sim.count("states kept");
-        } else if self.sim.rng.random_bool(0.3) {
+        } else if kind < 5 {
             let slowest = *[2_000, 20_000, 300_000].iter().choose(&mut self.sim.rng).unwrap();
             self.sim.disk_latency_us = (100, slowest);
             self.sim.count("other disks");
@@ -525,14 +525,11 @@ fn run(seed: u64, world: World, tracing: bool) -> Chaos {
 /// `ROUNDTABLE_SEED=n` runs that one, `ROUNDTABLE_SEEDS=n` so many. What happened, by its name.
 fn run_all(finders: &[(u64, World)], world: World) -> Option<BTreeMap<&'static str, u64>> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds: Vec<_> = match number("ROUNDTABLE_SEED") {
-        Some(seed) => {
-            vec![finders.iter().copied().find(|(known, _)| *known == seed).unwrap_or((seed, world))]
-        }
-        None => {
-            let common = (0..number("ROUNDTABLE_SEEDS").unwrap_or(SEEDS)).map(|seed| (seed, world));
-            common.chain(finders.iter().copied()).collect()
-        }
+    let seeds: Vec<_> = if let Some(seed) = number("ROUNDTABLE_SEED") {
+        vec![finders.iter().copied().find(|(known, _)| *known == seed).unwrap_or((seed, world))]
+    } else {
+        let common = (0..number("ROUNDTABLE_SEEDS").unwrap_or(SEEDS)).map(|seed| (seed, world));
+        common.chain(finders.iter().copied()).collect()
     };
     let single = seeds.len() == 1;
     let mut counts = BTreeMap::<&str, u64>::new();

@@ -340,9 +340,9 @@ fn a_damaged_replica_is_recovered_up_to_its_first_gap() {
             sim.restart_damaged(node, |stored| {
                 let replica = stored.replicas.get_mut(&P).unwrap();
                 replica.damaged = true;
-                let writes =
+                let mut writes =
                     replica.entries.iter_mut().filter(|entry| !entry.data.is_empty() && !entry.config);
-                if let Some(lost) = writes.skip(gap).next() {
+                if let Some(lost) = writes.nth(gap) {
                     *lost = LogEntry { term: 0, config: false, data: Vec::new(), context: Vec::new() };
                 }
             });

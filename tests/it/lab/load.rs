@@ -190,7 +190,7 @@ impl Load {
         within(LIMIT, "the load goes on", || {
             let mut more = Vec::new();
             history.read_to_end(&mut more).expect("a history");
-            count += more.iter().filter(|byte| **byte == b'\n').count();
+            count += more.split(|byte| *byte == b'\n').count() - 1;
             (count >= operations).then_some(())
         });
     }

@@ -125,7 +125,7 @@ fn a_node_whose_disk_fails_to_sync_ends_and_the_others_go_on() {
 
 #[test]
 fn slow_disks_make_writes_slow_and_reads_hardly() {
-    let Some(mut lab) = Faults::swarm() else { return };
+    let Some(lab) = Faults::swarm() else { return };
     let mut story = Story::default();
     let host = lab.visitors()[0];
     let mut load = lab.load(host, &lab.addresses(), WRITERS, Work::Mixed);
