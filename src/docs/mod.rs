@@ -6,6 +6,7 @@
 //! - [`architecture`]: the idea, the layers, the life of a put and of a get, founding, placement, moving;
 //! - [`consistency`]: what is promised, the arguments for it, what is assumed, and what is not promised;
 //! - [`protocol`]: what travels, byte by byte as far as it matters, and the bound of everything;
+//! - [`storage`]: what a durable node keeps on its disk: the format, what it rests on, and why this one;
 //! - [`operations`]: few nodes, what to do when something fails, and how long it takes;
 //! - [`glossary`]: one word, one meaning.
 
@@ -17,6 +18,9 @@ pub mod consistency {}
 
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
+
+#[doc = include_str!("storage.md")]
+pub mod storage {}
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}

@@ -151,9 +151,12 @@ impl Index {
         self.summary.replicas.values().filter_map(|outline| outline.state).map(|file| file.bytes).sum()
     }
 
-    /// The first segment that holds an entry which no state covers.
-    pub(super) fn oldest_needed(&self) -> Option<u64> {
-        self.runs.values().filter_map(|runs| runs.front()).map(|run| run.segment).min()
+    /// The first segment that holds an entry which no state covers. `sparing`: not for the sake of a damaged
+    /// replica, whose entries serve nobody but a recovery.
+    pub(super) fn oldest_needed(&self, sparing: bool) -> Option<u64> {
+        let counts = |partition| !sparing || !self.summary.replicas.get(partition).is_none_or(|o| o.damaged);
+        let runs = self.runs.iter().filter(|(partition, _)| counts(partition));
+        runs.filter_map(|(_, runs)| runs.front()).map(|run| run.segment).min()
     }
 
     /// The partitions that need a segment.

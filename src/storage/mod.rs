@@ -6,7 +6,8 @@
 //!
 //! **Guarantee.** What was reported as [`Event::Persisted`] is in the [`Stored`] that [`Store::open`] returns,
 //! behind it perhaps the beginning of what was not reported yet, each batch whole or not at all, and nothing
-//! else. A replica that lost something is marked as damaged; nobody else is.
+//! else. If the disk lost something of that, the replicas that lost it are marked as damaged, and those of which it
+//! cannot be proven that they did not.
 //!
 //! **Method.** One log for all replicas, in segments: a thread takes all batches that wait, writes them as one
 //! record and syncs once. States are files of their own. The format, what it rests on, and the measurements

@@ -471,7 +471,7 @@ impl Writer {
 
     /// Gives up the oldest segments, as far as nothing in them is needed.
     fn cut(&mut self) -> Result<(), Trouble> {
-        let needed = self.index.oldest_needed().unwrap_or(self.current.number);
+        let needed = self.index.oldest_needed(self.is_long()).unwrap_or(self.current.number);
         // What remains must begin with a summary.
         let based = self.segments.iter().map(|segment| (segment.number, segment.based));
         let keep_from = based
@@ -530,9 +530,7 @@ impl Writer {
 
     /// The partitions whose states are wanted now, so that the log can be cut; each is told once.
     pub(super) fn want_states(&mut self) -> Vec<PartitionId> {
-        let stats = self.stats();
-        let long = stats.log_bytes > self.config.log_bytes.max(2 * stats.state_bytes);
-        if !long || !self.wanted.open.is_empty() || self.segments.is_empty() {
+        if !self.is_long() || !self.wanted.open.is_empty() || self.segments.is_empty() {
             return Vec::new();
         }
         let (now, oldest) = (self.current.number, self.oldest());
@@ -545,6 +543,12 @@ impl Writer {
         wanted.asked.extend(ask.iter().map(|partition| (*partition, now)));
         wanted.open.extend(&ask);
         ask
+    }
+
+    /// Whether the log is to be cut.
+    fn is_long(&self) -> bool {
+        let stats = self.stats();
+        stats.log_bytes > self.config.log_bytes.max(2 * stats.state_bytes)
     }
 
     fn oldest(&self) -> u64 {

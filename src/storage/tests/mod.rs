@@ -238,6 +238,25 @@ async fn a_log_without_its_end_is_refused() {
 }
 
 #[tokio::test]
+async fn a_replica_that_nobody_remembers_keeps_the_store_from_being_opened() {
+    let born = append(1, 1, 1);
+    let gone = Write::Destroy { partition: PartitionId(0), replica: ReplicaId(1) };
+    for (lost, after) in [(born.clone(), append(0, 2, 1)), (gone, append(1, 1, 1))] {
+        let (disk, dir) = in_memory();
+        let (store, _) = open(&dir);
+        let mark = append(2, 1, 2);
+        for (batch, writes) in [(1, vec![append(0, 1, 1)]), (2, vec![lost, mark]), (3, vec![after])] {
+            store.submit(batch, writes).unwrap();
+            persisted(&store, batch).await;
+        }
+        drop(store);
+        damage(&disk, &last_segment(&disk), "entry 2");
+        let error = Store::open(&dir, SWARM, small(), |_| {}).unwrap_err();
+        assert!(matches!(error, StoreError::Forgotten { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn the_name_of_the_log_is_found_again() {
     for spoil in [|bytes: &mut Vec<u8>| bytes.clear(), |bytes: &mut Vec<u8>| bytes[14] ^= 1] {
         let (disk, dir) = in_memory();
@@ -264,7 +283,11 @@ async fn serve(store: &Store, stored: &mut Stored, batch: &mut u64, write: Write
             match store.next_event().await {
                 Event::Persisted(so_far) if so_far >= *batch => break,
                 Event::WantState(partitions) => {
-                    writes.extend(partitions.iter().map(|p| state(p.0, stored.replicas[p].last())));
+                    // Of the last entry it is not known yet that it is committed: it is appended once more.
+                    for partition in partitions {
+                        let last = stored.replicas[&partition].last();
+                        writes.extend([state(partition.0, last - 1), append(partition.0, last, 1)]);
+                    }
                 }
                 event => panic!("{event:?}"),
             }
