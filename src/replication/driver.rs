@@ -14,8 +14,6 @@ use crate::id::{NodeId, PartitionId, ReplicaId};
 use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
-/// While the disk is full, no message heavier than this is taken: none with entries or states, in bytes.
-const FULL_WEIGHT: usize = 64 + 64;
 /// How often a replica that lost something asks whether its group has removed it.
 const INQUIRE_DAMAGED: Duration = Duration::from_secs(5);
 /// A frame is closed when it has so many bytes; one message may take it over that.
@@ -109,15 +107,11 @@ impl Driver {
         }
     }
 
-    /// Keeps the state of a partition as it is now, so that its log before it need not be kept.
+    /// Keeps the state of a partition as it is now, and once more what its log holds behind it, so that nothing
+    /// that was written before need be kept. Of a replica that lost something there is no newer state.
     pub fn keep_state(&mut self, partition: PartitionId) {
         if let Some(group) = self.groups.get(&partition) {
-            group.keep_state(false, &mut self.shared);
-        } else if let Some(Damaged { stored, .. }) = self.damaged.get(&partition)
-            && let Some(state) = stored.state.clone()
-        {
-            let replica = stored.replica;
-            self.shared.keep(Write::State { partition, replica, replaces_log: false, state });
+            group.keep_anew(&mut self.shared);
         }
     }
 
@@ -330,7 +324,7 @@ impl Driver {
             return;
         }
         let to = message.to;
-        if self.shared.full && message.weight() > FULL_WEIGHT {
+        if self.shared.full && message.body.brings_data() {
             // No room for it now; it is sent again.
             return;
         }

@@ -60,6 +60,17 @@ pub enum Body {
     Lost,
 }
 
+impl Body {
+    /// Whether it brings entries or a piece of a state: what takes room on a disk.
+    pub(super) fn brings_data(&self) -> bool {
+        match self {
+            Self::Raft(message) => !message.entries.is_empty(),
+            Self::SnapshotChunk(_) => true,
+            Self::SnapshotAck(_) | Self::Inquiry | Self::Retired | Self::Lost => false,
+        }
+    }
+}
+
 /// A Raft message: those kinds that travel, and of each what it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RaftMessage {

@@ -119,7 +119,7 @@ impl Group {
     fn begin_alone(&mut self, shared: &mut Shared) -> Result<(), raft::Error> {
         self.initialised = true;
         self.relink(shared);
-        self.keep_state(false, shared);
+        self.keep_state(shared);
         self.raw.campaign()
     }
 

@@ -74,10 +74,21 @@ fn usable_entries<'a>(stored: &'a StoredReplica, state: &StoredState) -> impl It
 }
 
 impl Group {
-    /// Keeps the state as it is now, so that the log before it need not be kept.
-    pub(in crate::replication) fn keep_state(&self, replaces_log: bool, shared: &mut Shared) {
+    /// Keeps the state as it is now.
+    pub(super) fn keep_state(&self, shared: &mut Shared) {
         if shared.config.durable && self.initialised {
-            self.keep_as_state(replaces_log, self.machine.snapshot(), shared);
+            self.keep_as_state(false, self.machine.snapshot(), shared);
+        }
+    }
+
+    /// Keeps the state as it is now, and behind it, once more, the entries that are not applied yet: nothing that
+    /// was written before is needed afterwards.
+    pub(in crate::replication) fn keep_anew(&self, shared: &mut Shared) {
+        self.keep_state(shared);
+        let entries: Vec<_> = self.raw.store().unapplied().map(convert::from_core_entry).collect();
+        if !entries.is_empty() {
+            let (partition, replica, first) = (self.partition, self.id, self.applied() + 1);
+            shared.keep(Write::Append { partition, replica, first, entries });
         }
     }
 

@@ -16,7 +16,9 @@ use sim::{Sim, ms};
 
 use crate::codec;
 use crate::id::{NodeId, PartitionId, SessionId};
-use crate::replication::{Change, ChangeError, DriverConfig, GroupMessage, Outcome, Refusal, Role};
+use crate::replication::{
+    Change, ChangeError, DriverConfig, GroupMessage, Outcome, Output, Refusal, Role, Write,
+};
 use crate::state_machine::{Answer, Operation, Query};
 
 const P: PartitionId = PartitionId(0);
@@ -711,4 +713,45 @@ fn survivors_take_over_at_once_also_when_one_of_them_was_away() {
             sim.run(ms(1000));
         }
     }
+}
+
+#[test]
+fn a_state_that_is_kept_to_cut_the_log_brings_along_what_is_behind_it() {
+    let config = DriverConfig { durable: true, ..DriverConfig::default() };
+    let (mut sim, nodes) = cluster_with(3, 1, 3, config);
+    sim.run(ms(500));
+    // Nobody hears the leader, and nothing that it proposes is decided.
+    let leader = sim.leader(P).unwrap();
+    for other in nodes.iter().filter(|node| **node != leader) {
+        sim.blocked.insert((leader, *other));
+    }
+    for number in 0..5u8 {
+        sim.put(leader, P, &[number], b"undecided");
+    }
+    sim.run(ms(20));
+    let status = sim.status(leader, P).unwrap();
+    assert!(status.last.0 >= status.applied + 5);
+    sim.driver(leader).keep_state(P);
+    let writes: Vec<_> = std::iter::from_fn(|| sim.driver(leader).poll_output())
+        .filter_map(|output| match output {
+            Output::Persist { writes, .. } => Some(writes),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let [Write::State { state, .. }, Write::Append { first, entries, .. }] = &writes[..] else {
+        panic!("{writes:?}");
+    };
+    assert_eq!((state.index, *first), (status.applied, status.applied + 1));
+    assert_eq!(first + entries.len() as u64 - 1, status.last.0);
+    // It is what was there already.
+    let mut stored = sim.disks[&leader].stored.clone();
+    let before = stored.replicas[&P].clone();
+    for write in writes {
+        stored.apply(write).unwrap();
+    }
+    let after = &stored.replicas[&P];
+    assert_eq!((after.hard_state, after.last()), (before.hard_state, before.last()));
+    let behind = before.entries.len() - after.entries.len();
+    assert!(before.entries.iter().skip(behind).eq(&after.entries));
 }
