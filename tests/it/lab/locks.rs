@@ -340,8 +340,46 @@ impl Contest {
             }
         }
         *self.fired.entry(trouble).or_default() += 1;
-        for contenders in &mut self.all {
-            contenders.goes_on(1);
+        self.goes_on();
+    }
+
+    /// Waits until each process has had the lock again; if that does not happen, says how it stands.
+    fn goes_on(&mut self) {
+        let before: Vec<usize> = self.all.iter().map(|all| all.sections.len()).collect();
+        let end = now() + LIMIT;
+        loop {
+            self.all.iter_mut().for_each(Contenders::read);
+            let counts = self.all.iter().map(|all| all.sections.len());
+            let stuck: Vec<u32> = counts
+                .zip(&before)
+                .zip(&self.all)
+                .filter(|((count, before), _)| count <= *before)
+                .map(|(_, all)| all.number)
+                .collect();
+            if stuck.is_empty() {
+                return;
+            }
+            if now() >= end {
+                let host = self.lab.visitors()[0];
+                for address in self.lab.addresses() {
+                    for words in [&["lock", "--list", "lock"][..], &["where", "lock"], &["where", "guarded"]]
+                    {
+                        let said = self.lab.cli(host, &[words, &["--join", &address]].concat());
+                        say(&format!("{address}: {words:?}: {} {}", said.out, said.err));
+                    }
+                }
+                for all in &mut self.all {
+                    let (ended, last) = (all.process.try_ended(), all.sections.last());
+                    say(&format!(
+                        "process {} on host {}, ended: {ended:?}, last {last:?}; {}",
+                        all.number,
+                        all.host,
+                        all.process.output()
+                    ));
+                }
+                panic!("contenders of processes {stuck:?} did not go on at {:?}", now());
+            }
+            pass(PULSE);
         }
     }
 

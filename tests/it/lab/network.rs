@@ -105,6 +105,7 @@ impl Network {
         let switch = self.switch();
         let words = ["netns", "exec", switch.as_str(), "nft", "list", "chain", "bridge", "cut", "f"];
         let output = Command::new("ip").args(words).output().expect("the tool runs");
+        assert!(output.status.success(), "the cuts are not told: {output:?}");
         let listed = String::from_utf8_lossy(&output.stdout).into_owned();
         let counts =
             listed.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());

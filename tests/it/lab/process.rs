@@ -71,9 +71,14 @@ impl Process {
         drop(self.child.stdin.take());
     }
 
+    /// How it has ended, if it has.
+    pub(super) fn try_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child of ours")
+    }
+
     /// Waits until it has ended.
     pub(super) fn ended(&mut self, limit: Duration) -> ExitStatus {
-        within(limit, "the process ends", || self.child.try_wait().expect("a child of ours"))
+        within(limit, "the process ends", || self.try_ended())
     }
 
     /// Resident memory, in KiB.
