@@ -217,3 +217,49 @@ fn a_node_comes_back_at_another_port_where_nothing_announces_it() {
         standing.assert_unchanged(&mut lab);
     }
 }
+
+#[test]
+fn a_node_that_was_given_up_comes_back_and_nothing_is_lost() {
+    const NODES: usize = 5;
+    let Some(mut lab) = Lab::bridge(NODES) else { return };
+    let flags = [&FLAGS[..], &["--replace-after", "1s"]].concat();
+    for node in 0..NODES {
+        lab.up_durable_with(node, &flags);
+    }
+    lab.settled();
+    let (ids, swarm) = (lab.ids(), lab.swarm(0));
+    let host = lab.visitors()[0];
+    let mut load = lab.load(host, &lab.addresses(), WRITERS, Work::Mixed);
+    for round in 0..rounds(1) {
+        let node = (round + 1) % NODES;
+        load.goes_on(SOME);
+        let killed = now();
+        lab.kill(node);
+        // The others make up for it, and what it has on its disk is of no group any more.
+        lab.settled();
+        say(&format!("round {}: node {node} made up for {:.2?} after its end", round + 1, since(killed)));
+        load.goes_on(SOME);
+        let started = now();
+        lab.up_durable_with(node, &flags);
+        lab.settled();
+        say(&format!("and back in its place {:.2?} after its start", since(started)));
+        assert_eq!((lab.ids(), lab.swarm(node)), (ids.clone(), swarm.clone()));
+    }
+    load.goes_on(SOME);
+    let mut story = Story::default();
+    story.add(load.stop());
+    story.assert_no_error();
+    let mut at_the_end = lab.each_key(host, &lab.addresses(), Work::ReadEachOnce);
+    story.assert_nothing_lost(&at_the_end);
+    // Nothing of what is on the disks takes the place of what the swarm went on with.
+    lab.kill_all();
+    for node in 0..NODES {
+        lab.up_durable_with(node, &flags);
+    }
+    lab.settled();
+    let from_disk = lab.each_key(host, &lab.addresses(), Work::ReadEachOnce);
+    story.assert_nothing_lost(&from_disk);
+    at_the_end.extend(from_disk);
+    story.assert_linearizable(&at_the_end);
+    assert_eq!(lab.heard("are made anew"), 0);
+}
