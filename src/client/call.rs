@@ -477,7 +477,8 @@ impl<'a, R: Rpc> Call<'a, R> {
     }
 }
 
-/// Asks one node, which need not be linked yet, something that can be asked any number of times.
+/// Asks one node, which need not be linked yet, something that can be asked any number of times. `None`: the node
+/// that asks if it is one, otherwise any.
 pub(super) async fn ask<R: Rpc>(
     client: &Client<R>,
     to: Option<NodeId>,
@@ -490,7 +491,7 @@ pub(super) async fn ask<R: Rpc>(
     let mut turn = 0;
     loop {
         let linked = router.rpc.linked();
-        let node = match to {
+        let node = match to.or(router.rpc.home()) {
             Some(node) => Some(node),
             None if linked.is_empty() => {
                 router.reach_out();

@@ -116,32 +116,40 @@ impl<R: Rpc> Router<R> {
     }
 
     /// Asks some linked nodes for their view at once and takes the first.
+    ///
+    /// Two swarms of one name may both be linked. A client within a node takes its node's word alone. A visitor
+    /// stays with the swarm that it knows as long as a member of it is linked, unless such a member is in another
+    /// one now.
     pub(super) async fn fetch(&self) -> Option<Arc<SwarmView>> {
         let known = self.cached();
-        let mut nodes = self.rpc.linked();
+        let is_known = |node| known.as_ref().is_some_and(|known| is_member(known, node));
+        let mut nodes = match self.rpc.home() {
+            Some(home) => vec![home],
+            None => self.rpc.linked(),
+        };
         nodes.shuffle(&mut lock(&self.rng));
-        if let Some(known) = &known {
-            nodes.sort_by_key(|node| !is_member(known, *node));
-        }
+        nodes.sort_by_key(|node| !is_known(*node));
         nodes.truncate(VIEW_FANOUT);
-        if known.as_ref().is_none_or(|known| !nodes.iter().any(|node| is_member(known, *node))) {
+        let reaches_known = nodes.iter().any(|node| is_known(*node));
+        if !reaches_known {
             self.reach_out();
         }
-        let mut answers: FuturesUnordered<_> =
-            nodes.into_iter().map(|node| self.rpc.call(node, Request::View, VIEW_TIMEOUT)).collect();
+        let ask = |node| async move { (node, self.rpc.call(node, Request::View, VIEW_TIMEOUT).await) };
+        let mut answers: FuturesUnordered<_> = nodes.into_iter().map(ask).collect();
         let mut other = None;
-        while let Some(answer) = answers.next().await {
+        while let Some((node, answer)) = answers.next().await {
             let Ok(Response::View(view)) = answer else {
                 continue;
             };
             if !is_sound(&view) {
                 continue;
             }
-            // Two swarms of one name may both be linked: stay with the known one as long as it answers.
             if known.as_ref().is_none_or(|known| known.swarm == view.swarm) {
                 return Some(self.learn(view));
             }
-            other = Some(view);
+            if is_known(node) || !reaches_known {
+                other = Some(view);
+            }
         }
         other.map(|view| self.learn(view))
     }

@@ -59,6 +59,10 @@ struct World {
     /// Partitions that answer nothing.
     stuck: BTreeSet<PartitionId>,
     linked: Vec<NodeId>,
+    /// The node that asks, if it is one.
+    home: Option<NodeId>,
+    /// Linked nodes of another swarm of the same name.
+    others: BTreeMap<NodeId, SwarmId>,
     moods: BTreeMap<NodeId, Mood>,
     partitions: Vec<StateMachine>,
     start: Instant,
@@ -97,6 +101,8 @@ impl Net {
             leads: BTreeMap::new(),
             stuck: BTreeSet::new(),
             linked: vec![node(1), node(2), node(3)],
+            home: None,
+            others: BTreeMap::new(),
             moods: BTreeMap::new(),
             partitions: vec![StateMachine::default(); partitions as usize],
             start: Instant::now(),
@@ -237,12 +243,13 @@ impl World {
             draining: false,
             on_ring: true,
         };
+        let other = self.others.get(&from);
         SwarmView {
-            swarm: self.swarm,
+            swarm: other.copied().unwrap_or(self.swarm),
             name: "test".to_owned(),
             partitions: u32::try_from(self.partitions.len()).unwrap(),
             node: from,
-            members: (1..=3).map(member).collect(),
+            members: other.map_or(1..=3, |_| 9..=9).map(member).collect(),
             leaders: (0..u32::try_from(self.partitions.len()).unwrap())
                 .map(|number| Some(self.leader_of(PartitionId(number))))
                 .collect(),
@@ -355,6 +362,10 @@ impl Rpc for Net {
 
     fn linked(&self) -> Vec<NodeId> {
         self.world().linked.clone()
+    }
+
+    fn home(&self) -> Option<NodeId> {
+        self.world().home
     }
 
     fn want(&self, node: NodeId, addresses: &[String]) {
@@ -839,6 +850,54 @@ async fn an_acknowledged_write_survives_the_change_to_another_swarm() {
     net.script([Fault::NotSent]);
     client.put("k", "two").await.unwrap();
     assert_eq!(client.get("k").await.unwrap().unwrap().value, b"two");
+}
+
+/// A net with a node of another swarm of the same name.
+fn two_swarms() -> Net {
+    let net = Net::new();
+    net.world().linked.push(node(9));
+    net.world().others.insert(node(9), SwarmId(8));
+    net
+}
+
+async fn swarm_of(client: &Client<Net>) -> Option<SwarmId> {
+    client.shared.router.fetch().await.map(|view| view.swarm)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_within_a_node_means_the_swarm_of_its_node() {
+    let net = two_swarms();
+    for (home, swarm) in [(node(1), SwarmId(7)), (node(9), SwarmId(8))] {
+        net.world().home = Some(home);
+        for seed in 0..20 {
+            let client = net.client_drawing(seed);
+            assert_eq!(swarm_of(&client).await, Some(swarm));
+            assert_eq!(client.view().await.unwrap().swarm, swarm);
+        }
+    }
+    // Also when that changes.
+    let client = net.client();
+    assert_eq!(swarm_of(&client).await, Some(SwarmId(8)));
+    net.world().home = Some(node(1));
+    assert_eq!(swarm_of(&client).await, Some(SwarmId(7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_visitor_stays_with_its_swarm_as_long_as_a_member_is_linked() {
+    let net = Net::new();
+    let client = net.client();
+    assert_eq!(swarm_of(&client).await, Some(SwarmId(7)));
+    net.world().linked = vec![node(1), node(9)];
+    net.world().others.insert(node(9), SwarmId(8));
+    net.cut(true);
+    assert_eq!(swarm_of(&client).await, None);
+    // The member is in another swarm now: follow it.
+    net.cut(false);
+    net.world().swarm = SwarmId(6);
+    assert_eq!(swarm_of(&client).await, Some(SwarmId(6)));
+    // All members are gone.
+    net.world().linked = vec![node(9)];
+    assert_eq!(swarm_of(&client).await, Some(SwarmId(8)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,6 +40,10 @@ impl Rpc for NodeRpc {
         nodes
     }
 
+    fn home(&self) -> Option<NodeId> {
+        Some(self.me)
+    }
+
     fn want(&self, node: NodeId, addresses: &[String]) {
         Rpc::want(&self.net, node, addresses);
     }

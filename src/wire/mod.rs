@@ -36,6 +36,11 @@ pub trait Rpc: Clone + Send + Sync + 'static {
     /// The nodes that can be asked without dialling first, this node itself included if it is one.
     fn linked(&self) -> Vec<NodeId>;
 
+    /// The node that asks, if it is one: its swarm is the swarm that is meant. A visitor has none.
+    fn home(&self) -> Option<NodeId> {
+        None
+    }
+
     /// Wishes for a link to `node`, which listens at `addresses`; returns at once. Keeps trying for a while.
     fn want(&self, node: NodeId, addresses: &[String]);
 }
