@@ -51,7 +51,12 @@ impl Logs {
         let writes = (0..entries).map(|_| {
             self.next = (self.next + 1) % self.last.len();
             self.last[self.next] += 1;
-            let entry = LogEntry { term: 1, config: false, data: vec![7; VALUE_BYTES], context: Vec::new() };
+            let entry = LogEntry {
+                term: 1,
+                config: false,
+                data: vec![7; VALUE_BYTES].into(),
+                context: Vec::new().into(),
+            };
             let (partition, replica) = named(self.next);
             Write::Append { partition, replica, first: self.last[self.next], entries: vec![entry] }
         });

@@ -7,6 +7,9 @@ use serde::de::DeserializeOwned;
 /// Longest encoded request, response or message, in bytes. Above the longest value plus key plus overhead.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// Most values are no longer than this when they are encoded, so that no buffer grows under way.
+const USUAL_BYTES: usize = 256;
+
 /// Part of the protocol version: little endian, variable-length integers.
 const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_MESSAGE_BYTES>> =
     config::standard().with_limit::<MAX_MESSAGE_BYTES>();
@@ -17,7 +20,10 @@ const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_MESSAGE_BYTES>> =
 /// Never for the types of this crate: they have no unencodable parts, and what they hold is bounded where it
 /// enters (keys, values, pages, batches).
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, config::standard()).expect("our own types encode")
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    bincode::serde::encode_into_std_write(value, &mut bytes, config::standard())
+        .expect("our own types encode");
+    bytes
 }
 
 /// Decodes exactly one value from all of `bytes`.

@@ -37,6 +37,9 @@ Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 n
 A secret itself may be given in ROUNDTABLE_SECRET.
 ROUNDTABLE_LOG=info (or RUST_LOG) shows what happens inside; NO_COLOR turns colours off.";
 
+/// Most threads that a process may be told to use.
+const MAX_THREADS: i64 = 1024;
+
 /// Processes that find each other, share one ring, and keep keys on it that a crash does not lose.
 #[derive(Debug, Parser)]
 #[command(name = "roundtable", version, after_help = EXAMPLES, max_term_width = 110, disable_help_subcommand = true)]
@@ -100,6 +103,10 @@ struct Global {
     /// How long an operation may take, for example 500ms or 5s
     #[arg(long, global = true, value_name = "TIME", env = "ROUNDTABLE_TIMEOUT", hide_env_values = true, value_parser = parse_positive_duration, default_value = "5s")]
     timeout: Duration,
+
+    /// Threads of this process; by default one for every two processors
+    #[arg(long, global = true, value_name = "N", env = "ROUNDTABLE_THREADS", hide_env_values = true, value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -529,7 +536,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
         let error = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, sentence);
         Rejected(Box::new(error))
     })?;
-    Ok(Invocation { target, format, command })
+    Ok(Invocation { target, format, threads: global.threads.map(usize::from), command })
 }
 
 fn command(sub: Sub) -> Result<Command, String> {

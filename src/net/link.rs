@@ -290,6 +290,8 @@ struct Outbox {
 struct Queue {
     // Invariant: bytes.len() <= MAX_QUEUED_BYTES + MAX_QUEUED_CONTROL_BYTES.
     bytes: Vec<u8>,
+    /// How many there are in `bytes`.
+    frames: usize,
     closed: bool,
 }
 
@@ -327,6 +329,7 @@ impl Outbox {
         }
         let was_empty = queue.bytes.is_empty();
         frame::append(&mut queue.bytes, kind, id, body);
+        queue.frames += 1;
         drop(queue);
         if was_empty {
             self.filled.notify_one();
@@ -334,13 +337,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// Waits for bytes and swaps them into the empty `batch`. `false`: closed, and nothing is left.
-    async fn take(&self, batch: &mut Vec<u8>) -> bool {
+    /// Waits for bytes. `false`: closed, and nothing is left.
+    async fn wait(&self) -> bool {
         loop {
             {
-                let mut queue = lock(&self.queue);
+                let queue = lock(&self.queue);
                 if !queue.bytes.is_empty() {
-                    std::mem::swap(&mut queue.bytes, batch);
                     return true;
                 }
                 if queue.closed {
@@ -349,6 +351,13 @@ impl Outbox {
             }
             self.filled.notified().await;
         }
+    }
+
+    /// Swaps what waits into the empty `batch`; how many frames it is.
+    fn take(&self, batch: &mut Vec<u8>) -> usize {
+        let mut queue = lock(&self.queue);
+        std::mem::swap(&mut queue.bytes, batch);
+        std::mem::take(&mut queue.frames)
     }
 
     /// What is queued is still written; nothing is added.
@@ -467,7 +476,13 @@ async fn say_goodbye(link: &Link, tasks: &mut Tasks) -> String {
 async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> End {
     let mut batch = Vec::new();
     let written: io::Result<()> = async {
-        while outbox.take(&mut batch).await {
+        let mut busy = false;
+        while outbox.wait().await {
+            if busy {
+                // Who is about to run has something to say as well.
+                tokio::task::yield_now().await;
+            }
+            busy = outbox.take(&mut batch) > 1;
             writer.write_all(&batch).await?;
             writer.flush().await?;
             batch.clear();

@@ -357,6 +357,8 @@ impl Runtime {
     async fn serve(&mut self) -> Result<(), String> {
         let stop = self.shared.stop.clone();
         let mut inputs = Vec::with_capacity(MAX_TURN_INPUTS);
+        // Whether several inputs shared the last turn.
+        let mut busy = false;
         loop {
             self.carry_out()?;
             let now = self.clock.now();
@@ -380,6 +382,10 @@ impl Runtime {
                 Some(_) = self.merging.join_next(), if !self.merging.is_empty() => {}
                 () = tokio::time::sleep(wait) => {}
             }
+            if has_room && (busy || inputs.len() > 1) {
+                self.gather(&mut inputs).await;
+            }
+            busy = inputs.len() > 1;
             // Whatever else is ready, also when inputs never cease.
             while self.forwards.try_join_next().is_some() {}
             while let Ok(event) = self.net_events.try_recv() {
@@ -398,6 +404,17 @@ impl Runtime {
             if self.core.next_deadline(now) <= now {
                 self.core.handle_deadline(now);
             }
+        }
+    }
+
+    /// Lets all that is ready run, and takes what it brings: it then shares the turn, and so the frames, the write to
+    /// the disk and the wake-ups. Not worth it for a single input.
+    async fn gather(&mut self, inputs: &mut Vec<Input>) {
+        tokio::task::yield_now().await;
+        while inputs.len() < MAX_TURN_INPUTS
+            && let Ok(input) = self.inbox.inputs.try_recv()
+        {
+            inputs.push(input);
         }
     }
 

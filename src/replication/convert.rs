@@ -3,6 +3,7 @@
 
 #![allow(clippy::field_reassign_with_default, reason = "the two codecs share no other way to fill a message")]
 
+use bytes::Bytes;
 use raft::eraftpb;
 use raft::eraftpb::{ConfChangeTransition, ConfChangeType, EntryType, MessageType};
 
@@ -76,8 +77,8 @@ pub(super) fn from_core_entry(entry: &eraftpb::Entry) -> LogEntry {
         term: entry.term,
         config,
         // The core's own encoding of a configuration change stays here: `context` says all of it.
-        data: if config { Vec::new() } else { entry.data.to_vec() },
-        context: entry.context.to_vec(),
+        data: if config { Bytes::new() } else { entry.data.clone() },
+        context: entry.context.clone(),
     }
 }
 
@@ -91,8 +92,8 @@ pub(super) fn to_core_entries(
         core.set_entry_type(if entry.config { EntryType::EntryConfChangeV2 } else { EntryType::EntryNormal });
         core.term = entry.term;
         core.index = index;
-        core.data = entry.data.into();
-        core.context = entry.context.into();
+        core.data = entry.data;
+        core.context = entry.context;
         core
     })
 }
@@ -117,7 +118,8 @@ pub(super) fn proposals(me: ReplicaId, commands: Vec<Vec<u8>>) -> eraftpb::Messa
         .into_iter()
         .map(|data| {
             let mut entry = eraftpb::Entry::default();
-            entry.data = data.into();
+            // Kept for long, so without the room that the encoder had left.
+            entry.data = data.into_boxed_slice().into();
             entry
         })
         .collect();

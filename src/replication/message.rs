@@ -3,6 +3,7 @@
 //! The Raft core's protobuf types never meet bytes from the network: they are made from these in `convert`,
 //! after everything here was checked.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{PartitionId, ReplicaId};
@@ -128,12 +129,10 @@ pub struct LogEntry {
     pub term: u64,
     /// Whether it changes the group's configuration.
     pub config: bool,
-    /// The encoded command.
-    #[serde(with = "serde_bytes")]
-    pub data: Vec<u8>,
+    /// The encoded command; shared by the log, the disk and all followers.
+    pub data: Bytes,
     /// Of a configuration change: which.
-    #[serde(with = "serde_bytes")]
-    pub context: Vec<u8>,
+    pub context: Bytes,
 }
 
 /// A piece of a snapshot.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{PartitionId, ReplicaId};
@@ -197,8 +198,8 @@ impl From<&Entry<'_>> for LogEntry {
         Self {
             term: entry.term,
             config: entry.config,
-            data: entry.data.to_vec(),
-            context: entry.context.to_vec(),
+            data: Bytes::copy_from_slice(entry.data),
+            context: Bytes::copy_from_slice(entry.context),
         }
     }
 }

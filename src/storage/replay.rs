@@ -17,6 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use bytes::Bytes;
+
 use super::format::{self, Data, End, Item, Kind, Outline, Record, Summary};
 use super::index::Index;
 use crate::id::PartitionId;
@@ -352,7 +354,7 @@ pub(super) struct Forgotten;
 
 /// Holds the place of an entry that was not read. No real entry has term 0.
 fn placeholder() -> LogEntry {
-    LogEntry { term: 0, config: false, data: Vec::new(), context: Vec::new() }
+    LogEntry { term: 0, config: false, data: Bytes::new(), context: Bytes::new() }
 }
 
 fn is_placeholder(entry: &LogEntry) -> bool {

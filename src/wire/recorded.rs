@@ -42,7 +42,12 @@ fn what_members_tell_each_other() {
         reject: false,
         reject_hint: 0,
         context: Vec::new(),
-        entries: vec![LogEntry { term: 7, config: false, data: vec![1, 2, 3], context: Vec::new() }],
+        entries: vec![LogEntry {
+            term: 7,
+            config: false,
+            data: vec![1, 2, 3].into(),
+            context: Vec::new().into(),
+        }],
     };
     let message =
         GroupMessage { partition: PARTITION, from: ReplicaId(1), to: ReplicaId(2), body: Body::Raft(append) };

@@ -38,6 +38,8 @@ pub(super) struct Lead {
     pub(super) watchers: BTreeMap<Vec<u8>, Vec<(u64, Watch)>>,
     pub(super) watcher_count: usize,
     pub(super) advancing: bool,
+    /// What was committed at the last tick: followers have been told of it.
+    pub(super) told: u64,
     pub(super) joint_since: Option<Timestamp>,
     pub(super) retired: BTreeMap<ReplicaId, (NodeId, Timestamp)>,
     /// Replicas whose nodes say that they have lost what they had promised to keep.
@@ -63,6 +65,7 @@ impl Lead {
             watchers: BTreeMap::new(),
             watcher_count: 0,
             advancing: false,
+            told: 0,
             joint_since: None,
             retired: BTreeMap::new(),
             lost: BTreeSet::new(),

@@ -244,6 +244,8 @@ fn core_config(id: ReplicaId, log: &Log, config: &DriverConfig) -> raft::Config 
         max_election_tick: config.ticks(config.election_max).max(election_min + 1),
         // The driver says when: all groups at once, so that their heartbeats share a frame.
         heartbeat_tick: election_min - 1,
+        // Followers hear that more is committed with the next entries, or with the next tick: see `turn`.
+        skip_bcast_commit: true,
         applied: log.applied().0,
         max_size_per_msg: MAX_APPEND_BYTES,
         max_inflight_msgs: MAX_INFLIGHT_APPENDS,

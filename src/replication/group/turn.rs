@@ -209,6 +209,13 @@ impl Group {
         }
     }
 
+    /// Whether this replica leads and more is committed than at the last tick. A message of its own for every commit
+    /// would double what the groups say; followers apply a tick later what no further entry told them of.
+    fn has_more_committed(&mut self) -> bool {
+        let committed = self.raw.raft.raft_log.committed;
+        self.lead.as_mut().is_some_and(|lead| std::mem::replace(&mut lead.told, committed) < committed)
+    }
+
     fn end_lead(&mut self, stepped_down: bool, shared: &mut Shared) {
         // In the same term only for want of a quorum.
         let refusal =
@@ -249,7 +256,7 @@ impl Group {
     pub(in crate::replication) fn tick(&mut self, beat: bool, shared: &mut Shared) {
         let now = shared.now;
         let leads = self.is_leader();
-        if beat {
+        if beat || self.has_more_committed() {
             self.raw.ping();
         }
         if leads || now >= self.promise_until {

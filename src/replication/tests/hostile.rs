@@ -51,8 +51,9 @@ fn step() -> impl Strategy<Value = ConfigStep> {
 fn entry() -> impl Strategy<Value = LogEntry> {
     let context =
         prop_oneof![vec(any::<u8>(), 0..8), vec(step(), 0..4).prop_map(|steps| codec::encode(&steps)),];
-    (number(), any::<bool>(), vec(any::<u8>(), 0..8), context)
-        .prop_map(|(term, config, data, context)| LogEntry { term, config, data, context })
+    (number(), any::<bool>(), vec(any::<u8>(), 0..8), context).prop_map(|(term, config, data, context)| {
+        LogEntry { term, config, data: data.into(), context: context.into() }
+    })
 }
 
 fn raft() -> impl Strategy<Value = Body> {

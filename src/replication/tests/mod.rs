@@ -100,6 +100,18 @@ fn three_nodes_replicate() {
     assert_eq!(sim.outcomes[&tag], Outcome::Refused(Refusal::NotLeader { leader: Some(nodes[0]) }));
 }
 
+#[test]
+fn followers_apply_within_a_tick_what_no_further_entry_tells_them_of() {
+    let (mut sim, nodes) = cluster(1, 1, 3);
+    for number in 1..=20u8 {
+        sim.put(nodes[0], P, &[number], b"value");
+        sim.run(DriverConfig::default().tick + ms(5));
+        for node in &nodes {
+            assert_eq!(sim.driver(*node).state(P).unwrap().len(), usize::from(number));
+        }
+    }
+}
+
 fn is_written(outcome: Option<&Outcome>) -> bool {
     matches!(outcome, Some(Outcome::Reply(_)))
 }

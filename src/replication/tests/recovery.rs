@@ -1,6 +1,8 @@
 //! A majority that is gone for good, replicas that lost something, and those who come back to find their group gone
 //! on without them.
 
+use bytes::Bytes;
+
 use super::sim::{Sim, ms};
 use super::{P, apply_change, cluster_with, grow};
 use crate::id::{FencingToken, NodeId, PartitionId, SessionId};
@@ -343,7 +345,7 @@ fn a_damaged_replica_is_recovered_up_to_its_first_gap() {
                 let mut writes =
                     replica.entries.iter_mut().filter(|entry| !entry.data.is_empty() && !entry.config);
                 if let Some(lost) = writes.nth(gap) {
-                    *lost = LogEntry { term: 0, config: false, data: Vec::new(), context: Vec::new() };
+                    *lost = LogEntry { term: 0, config: false, data: Bytes::new(), context: Bytes::new() };
                 }
             });
         }

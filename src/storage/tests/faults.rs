@@ -129,8 +129,13 @@ impl Life {
 }
 
 fn entry(rng: &mut StdRng) -> LogEntry {
-    let data = (0..rng.random_range(0..200)).map(|_| rng.random()).collect();
-    LogEntry { term: rng.random_range(1..99), config: rng.random_bool(0.1), data, context: vec![1; 3] }
+    let data: Vec<u8> = (0..rng.random_range(0..200)).map(|_| rng.random()).collect();
+    LogEntry {
+        term: rng.random_range(1..99),
+        config: rng.random_bool(0.1),
+        data: data.into(),
+        context: vec![1; 3].into(),
+    }
 }
 
 fn state(rng: &mut StdRng, index: u64) -> StoredState {

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use memory::MemoryDisk;
 use tempfile::TempDir;
 
@@ -27,7 +28,7 @@ fn small() -> StoreConfig {
 }
 
 fn entry(index: u64) -> LogEntry {
-    LogEntry { term: 1, config: false, data: format!("entry {index}").into_bytes(), context: Vec::new() }
+    LogEntry { term: 1, config: false, data: format!("entry {index}").into(), context: Bytes::new() }
 }
 
 fn append(partition: u32, first: u64, count: u64) -> Write {
@@ -503,7 +504,8 @@ async fn a_swarm_is_removed_with_all_that_is_in_it() {
 fn first_format() -> Vec<Write> {
     let replica = ReplicaId(7);
     let partition = PartitionId(5);
-    let configured = LogEntry { term: 3, config: true, data: vec![0, 255], context: b"who".to_vec() };
+    let configured =
+        LogEntry { term: 3, config: true, data: vec![0, 255].into(), context: b"who".to_vec().into() };
     let from_leader = StoredState { index: 900, term: 3, header: vec![9; 3], data: vec![0; 1000] };
     vec![
         append(0, 1, 4),
