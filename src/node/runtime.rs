@@ -392,11 +392,7 @@ impl Runtime {
                 self.net_event(event);
             }
             self.notice_sleep().await;
-            // Links first: what a link delivers is queued after its coming up was noted.
-            self.handle_links();
-            for input in inputs.drain(..) {
-                self.handle(input);
-            }
+            self.turn(&mut inputs, has_room);
             if let Some(partition) = self.data.as_mut().and_then(Data::wanted) {
                 self.core.keep_state(partition);
             }
@@ -427,16 +423,39 @@ impl Runtime {
         self.inbox.last_turn.set(self.clock.now());
     }
 
-    fn handle_links(&mut self) {
-        let now = self.clock.now();
-        for (node, change) in self.inbox.links.take() {
-            if change.down {
-                self.core.link_down(node, now);
-            }
-            if let Some(role) = change.up {
-                self.core.link_up(node, role == Role::Member, now);
+    /// Handles what has come. Links that came up go first, for that is noted before anything that they deliver is
+    /// queued; links that broke go last, for that is noted after: the last word of a node that leaves comes just before.
+    fn turn(&mut self, inputs: &mut Vec<Input>, has_room: bool) {
+        let broken = self.handle_links();
+        if !broken.is_empty() && has_room {
+            while let Ok(input) = self.inbox.inputs.try_recv() {
+                inputs.push(input);
             }
         }
+        for input in inputs.drain(..) {
+            self.handle(input);
+        }
+        for node in broken {
+            self.core.link_down(node, self.clock.now());
+        }
+    }
+
+    /// Tells the core which links came up; which broke and were not made anew is left to the caller.
+    fn handle_links(&mut self) -> Vec<NodeId> {
+        let now = self.clock.now();
+        let mut broken = Vec::new();
+        for (node, change) in self.inbox.links.take() {
+            match change.up {
+                None => broken.push(node),
+                Some(role) => {
+                    if change.down {
+                        self.core.link_down(node, now);
+                    }
+                    self.core.link_up(node, role == Role::Member, now);
+                }
+            }
+        }
+        broken
     }
 
     fn disk_event(&mut self, event: &storage::Event) -> Result<(), String> {
@@ -660,7 +679,7 @@ mod tests {
     use crate::net::{Identity, NetConfig};
     use crate::ring::PartitionCount;
     use crate::state_machine::{Operation, Origin};
-    use crate::wire::Renewal;
+    use crate::wire::{Hello, Renewal, SwarmState};
 
     fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {
         let config = CoreConfig {
@@ -764,6 +783,28 @@ mod tests {
         for wrong in [0, MAX_RENEWALS + 1] {
             assert!(matches!(handle(wrong), Response::Refused(Refusal::BadRequest(_))));
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_last_word_of_a_link_is_heard() {
+        let (inlet, inbox) = inlet();
+        let config = NetConfig::new(Identity::generate(), "test");
+        let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let mut runtime = runtime(inbox, rpc, net_events);
+        let peer = NodeId::from_public_key([1; 32]);
+        let state = SwarmState::Founded { swarm: SwarmId(1), partitions: 8 };
+        inlet.links.up(peer, Role::Member);
+        inlet.message(peer, encode(&Message::Hello(Hello { state, empty: false })).into());
+        let mut inputs = Vec::new();
+        inputs.push(runtime.inbox.inputs.try_recv().unwrap());
+        runtime.turn(&mut inputs, true);
+        runtime.carry_out().unwrap();
+        assert_eq!(runtime.core.swarm_id(), Some(SwarmId(1)));
+        inlet.message(peer, encode(&Message::Dissolved { from: SwarmId(1), into: SwarmId(2) }).into());
+        inlet.link_down(peer, "it left");
+        runtime.turn(&mut inputs, true);
+        assert_eq!(runtime.core.swarm_id(), None);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
