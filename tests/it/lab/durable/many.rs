@@ -40,10 +40,10 @@ fn a_node_with_many_keys_is_soon_back() {
             resident,
             resident.saturating_sub(empty) * 1024 / u64::from(keys),
         ));
-        status["keys"].as_u64()
+        // Followers hear a moment later than the client that the last writes are committed.
+        status["keys"].as_u64().filter(|held| *held >= u64::from(keys))
     };
-    let held = told(&mut lab, "before the restart");
-    assert!(held >= Some(keys.into()), "{held:?} keys");
+    within(LIMIT, "the node has all keys", || told(&mut lab, "before the restart"));
 
     lab.stop(1);
     lab.up_durable(1);
@@ -58,6 +58,6 @@ fn a_node_with_many_keys_is_soon_back() {
     say(&format!(
         "a node with {keys} keys: back {back:.2?} after its start, read from {served:.2?} after it, in its place {in_place:.2?} after it"
     ));
-    assert!(told(&mut lab, "after the restart") >= Some(keys.into()));
+    within(LIMIT, "the node has all keys again", || told(&mut lab, "after the restart"));
     measured("start to serving", served, READY_LIMIT * keys.div_ceil(1_000_000));
 }
