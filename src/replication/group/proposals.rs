@@ -185,6 +185,9 @@ impl Group {
                 self.apply_command(index, &entry.data, shared)
             } else {
                 self.apply_config(index, &entry.context, shared);
+                // Or, in a group where nothing is written, a restart would forget that the change is done, and ask
+                // a replica for its vote that may be gone for good.
+                self.keep_commit(shared);
                 None
             };
             #[cfg(any(test, feature = "sim"))]
