@@ -21,8 +21,8 @@ pub enum Mutation {
     StaleLease,
     /// Every replica lets keys and leases expire by its own clock.
     ExpiryByOwnClock,
-    /// A node that lost its disk comes back as who it was.
-    WipedNodeReturns,
+    /// A replica is given the id of one that was lost or removed.
+    ReplicaIdReused,
     /// Snapshots leave out which writes were applied.
     RetryTableDropped,
     /// Fencing tokens are counted, and the count is not in snapshots.
@@ -62,7 +62,7 @@ mod planting {
             Self::AckBeforeMajority,
             Self::StaleLease,
             Self::ExpiryByOwnClock,
-            Self::WipedNodeReturns,
+            Self::ReplicaIdReused,
             Self::RetryTableDropped,
             Self::TokenRestarts,
         ];

@@ -47,6 +47,8 @@ struct Call {
     ask: Ask,
     partition: PartitionId,
     anchor: Option<NodeId>,
+    /// Whom to ask first, whoever leads.
+    first: Option<NodeId>,
     deadline: Timestamp,
     attempt: u32,
     asked: Option<NodeId>,
@@ -77,6 +79,28 @@ impl Calls {
         ask: Ask,
         anchor: Option<NodeId>,
     ) -> u64 {
+        self.begin_at(world, partition, ask, anchor, None)
+    }
+
+    /// The same for a client that asks the node beside it first.
+    pub(super) fn begin_beside(
+        &mut self,
+        world: &mut World,
+        partition: PartitionId,
+        ask: Ask,
+        node: Option<NodeId>,
+    ) -> u64 {
+        self.begin_at(world, partition, ask, node, node)
+    }
+
+    fn begin_at(
+        &mut self,
+        world: &mut World,
+        partition: PartitionId,
+        ask: Ask,
+        anchor: Option<NodeId>,
+        first: Option<NodeId>,
+    ) -> u64 {
         let call = self.next;
         self.next += 1;
         let extra = if let Ask::Wait(_, wait) = &ask { *wait } else { Duration::ZERO };
@@ -84,6 +108,7 @@ impl Calls {
             ask,
             partition,
             anchor,
+            first,
             deadline: world.now + DEADLINE + extra,
             attempt: 0,
             asked: None,
@@ -105,7 +130,8 @@ impl Calls {
         let leader = self.leaders.get(&open.partition).copied();
         // Now and then not by what is known, so that nodes have something to pass on.
         let known = leader.filter(|leader| reached.contains(leader) && world.rng.random_bool(0.9));
-        let Some(node) = known.or_else(|| reached.choose(&mut world.rng).copied()) else {
+        let first = open.first.take().filter(|first| reached.contains(first));
+        let Some(node) = first.or(known).or_else(|| reached.choose(&mut world.rng).copied()) else {
             return rest(world, call);
         };
         open.asked = Some(node);

@@ -20,6 +20,8 @@ use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
 
 /// How many there are.
 const CLIENTS: usize = 8;
+/// And so many more that only read, each time beside another node: who is cut off must not answer with what is old.
+const READERS: usize = 4;
 const REGISTERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
 const SWAPPED: [&str; 2] = ["s0", "s1"];
 const COUNTERS: [&str; 3] = ["n0", "n1", "n2"];
@@ -69,7 +71,7 @@ impl Clients {
     /// Some sit beside a node and share its fate when the network is cut, others reach all that is up.
     pub(super) fn new(world: &mut World, nodes: &[NodeId], think_ms: u64) -> Self {
         let mut all = Vec::new();
-        for number in 0..CLIENTS {
+        for number in 0..CLIENTS + READERS {
             let anchor = if number % 2 == 0 { nodes.choose(&mut world.rng).copied() } else { None };
             all.push(Client {
                 session: SessionId(world.rng.random()),
@@ -116,6 +118,9 @@ impl Clients {
         let (key, op, operation) = self.draw(world, index, number);
         let partition = world.partition_of(key.as_bytes());
         let client = &mut self.all[index];
+        if index >= CLIENTS {
+            client.anchor = world.up().choose(&mut world.rng).copied();
+        }
         let ask = match operation {
             Some(operation) => {
                 let next = client.sequences.entry(partition).or_default();
@@ -133,7 +138,11 @@ impl Clients {
             }
             None => Doing::Element(key.into_bytes()),
         });
-        let call = calls.begin(world, partition, ask, client.anchor);
+        let call = if index >= CLIENTS {
+            calls.begin_beside(world, partition, ask, client.anchor)
+        } else {
+            calls.begin(world, partition, ask, client.anchor)
+        };
         self.by_call.insert(call, index);
     }
 
@@ -150,6 +159,9 @@ impl Clients {
         let (register, swapped, counter, brief) =
             (pick(&REGISTERS), pick(&SWAPPED), pick(&COUNTERS), pick(&BRIEF));
         let bytes = |key: &str| key.as_bytes().to_vec();
+        if index >= CLIENTS {
+            return (register, Some(Op::Get), None);
+        }
         match rng.random_range(0..100) {
             0..14 => (register, Some(Op::Get), None),
             14..26 => {

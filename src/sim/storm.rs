@@ -14,7 +14,6 @@ use super::machine::Machine;
 use super::network::Weather;
 use super::world::{Alarm, World};
 use crate::id::{NodeId, PartitionId};
-use crate::mutation::{Mutation, planted};
 use crate::replication::Role;
 use crate::time::Timestamp;
 
@@ -85,6 +84,10 @@ const ALL: [Fault; 16] = [
 #[derive(Debug, Clone, Copy)]
 enum Lasting {
     Cut,
+    /// Then this one stands still.
+    CutThenPause(NodeId),
+    /// Then this one's disk is lost.
+    Wipe(NodeId),
     Weather,
     FullDisk(NodeId),
     SlowDisk(NodeId),
@@ -127,6 +130,11 @@ impl Storm {
         let mut kinds: Vec<Fault> = ALL.to_vec();
         kinds.shuffle(&mut world.rng);
         kinds.truncate(world.rng.random_range(3..=10));
+        if durable != Durability::None && world.rng.random_bool(0.4) {
+            // It needs groups that have not changed lately, so it is tried often, and nodes neither come nor go.
+            kinds.retain(|kind| !matches!(kind, Fault::Join | Fault::Leave | Fault::Storm));
+            kinds.extend([Fault::Wipe; 3]);
+        }
         let pace_ms = world.rng.random_range(400..2500);
         world.network.weather = Weather::usual();
         world.alarm(Duration::from_millis(500), Alarm::Fault);
@@ -147,7 +155,7 @@ impl Storm {
             Fault::Kill => self.kill(world, node, false),
             Fault::PowerCut => self.kill(world, node, true),
             Fault::Blackout => blackout(world),
-            Fault::Wipe => self.lose(world, node, true),
+            Fault::Wipe => self.wipe(world, &up),
             Fault::Pause => {
                 world.count("pauses");
                 let pause = if world.rng.random() { world.ms(50, 500) } else { world.ms(500, 6_000) };
@@ -188,6 +196,16 @@ impl Storm {
     pub(super) fn over(&mut self, world: &mut World, number: u32) {
         match self.lasting.remove(&number) {
             Some(Lasting::Cut) => world.heal(),
+            Some(Lasting::CutThenPause(node)) => {
+                world.heal();
+                let pause = world.ms(2_500, 5_000);
+                world.pause(node, pause);
+            }
+            Some(Lasting::Wipe(node)) => {
+                if world.core(node).is_some() {
+                    self.lose(world, node, true);
+                }
+            }
             Some(Lasting::Weather) => world.network.weather = Weather::usual(),
             Some(Lasting::FullDisk(node)) => room(world, node),
             Some(Lasting::SlowDisk(node)) => {
@@ -223,13 +241,26 @@ impl Storm {
         world.count(if world.machines[&node].is_durable() { "wipes" } else { "nodes lost" });
         world.crash(node, power);
         let Some(machine) = world.machines.get_mut(&node) else { return };
-        if planted(Mutation::WipedNodeReturns) && machine.is_durable() {
-            machine.disk = Some(super::disk::Disk::new());
-            let after = world.ms(20, 1_000);
-            return world.restart_in(node, after);
-        }
         machine.is_gone = true;
         self.join(world);
+    }
+
+    /// A disk is lost at the worst moment: one of its fellows lags behind a cut, and when that is back, whoever led them
+    /// stands still.
+    fn wipe(&mut self, world: &mut World, up: &[NodeId]) {
+        let spared = |node: &&NodeId| world.machines[*node].is_durable();
+        let durable: Vec<NodeId> = up.iter().filter(spared).copied().collect();
+        let Some(lost) = durable.into_iter().find(|node| can_be_spared(world, *node)) else { return };
+        let mut others: Vec<NodeId> = up.iter().copied().filter(|node| *node != lost).collect();
+        others.shuffle(&mut world.rng);
+        if let [behind, leading, ..] = others[..] {
+            for node in up {
+                world.block(behind, *node);
+                world.block(*node, behind);
+            }
+            self.last_for(world, Lasting::Wipe(lost), Duration::from_millis(500));
+            self.last(world, Lasting::CutThenPause(leading), 900, 1_800);
+        }
     }
 
     fn join(&mut self, world: &mut World) {
@@ -259,7 +290,8 @@ impl Storm {
                 }
             }
         } else {
-            let side = world.rng.random_range(1..nodes.len().max(2));
+            let alone = world.rng.random_bool(0.5);
+            let side = if alone { 1 } else { world.rng.random_range(1..nodes.len().max(2)) };
             let (left, right) = nodes.split_at(side.min(nodes.len()));
             let others: Vec<NodeId> =
                 world.machines.keys().copied().filter(|node| !left.contains(node)).collect();
@@ -402,7 +434,8 @@ fn can_be_spared(world: &mut World, node: NodeId) -> bool {
         .collect();
     let (partitions, now) = (world.setting.partitions, world.now);
     (0..partitions).map(PartitionId).all(|partition| {
-        let settled = world.judge.changed(partition).is_none_or(|changed| now.since(changed) >= SETTLED);
+        let changed = world.judge.changed(partition);
+        let settled = changed.is_none_or(|changed| now.since(changed) >= SETTLED);
         let groups = world.machines.values_mut().filter_map(|machine| {
             let group = machine.core.as_mut()?.serving()?.driver().group(partition)?;
             Some(group)
@@ -412,6 +445,7 @@ fn can_be_spared(world: &mut World, node: NodeId) -> bool {
             return false;
         };
         let left = leader.voters.iter().filter(|voter| !gone.contains(voter)).count();
-        settled && !leader.changing && left > leader.voters.len() / 2
+        let is_in = leader.voters.contains(&node);
+        (settled || !is_in) && !leader.changing && left > leader.voters.len() / 2
     })
 }
