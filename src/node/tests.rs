@@ -9,16 +9,15 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use super::core::{Core, Output};
+use super::core::Core;
 use super::event::NodeEvent;
 use super::sim::invariants::no_removed_voter;
 use super::sim::world::{CallId, Happening, Setting, World};
-use crate::id::{NodeId, PartitionId, ReplicaId, SessionId, SwarmId};
-use crate::replication::{Body, GroupMessage, LogEntry, RaftKind, RaftMessage};
+use crate::id::{NodeId, PartitionId, SessionId, SwarmId};
 use crate::ring::PartitionCount;
 use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
 use crate::time::Timestamp;
-use crate::wire::{Consistency, Message, Refusal, Request, Response};
+use crate::wire::{Consistency, Refusal, Request, Response};
 
 const PARTITIONS: u32 = 16;
 /// Time between two attempts of a client.
@@ -437,86 +436,4 @@ fn a_request_for_another_swarm_is_not_served() {
             assert_eq!(answer, Some(Response::Refused(Refusal::OtherSwarm)));
         }
     }
-}
-
-/// A member that turns: it speaks in the names of other replicas, spreads that everybody is dead, and talks nonsense.
-#[test]
-fn a_member_that_lies_about_others_is_not_believed() {
-    for_seeds(|story| {
-        let mut nodes = story.swarm(4);
-        for key in keys(20) {
-            story.put(&nodes, &key, "value");
-        }
-        let liar = nodes.remove(0);
-        let machine = story.world.machines.get_mut(&liar).unwrap();
-        let shown = machine.clock.show(story.world.now);
-        let mut turned = machine.core.take().unwrap();
-        for node in &nodes {
-            turned.link_down(*node, shown);
-        }
-        let replicas: Vec<(NodeId, PartitionId, ReplicaId)> = nodes
-            .iter()
-            .flat_map(|node| {
-                let core = story.world.machines.get_mut(node).unwrap().core.as_mut().unwrap();
-                let driver = core.serving().unwrap().driver();
-                let groups = (0..PARTITIONS).map(PartitionId);
-                let of = |partition| Some((*node, partition, driver.group(partition)?.replica));
-                groups.filter_map(of).collect::<Vec<_>>()
-            })
-            .collect();
-        let swarm = story.swarm_of(nodes[0]);
-        let mut rumours = 0;
-        for second in 1..60 {
-            turned.handle_deadline(shown + Duration::from_secs(second));
-            while let Some(output) = turned.poll_output(shown + Duration::from_secs(second)) {
-                let Output::Send { message: message @ Message::Gossip { .. }, .. } = output else { continue };
-                rumours += 1;
-                for node in &nodes {
-                    story.world.with(*node, |core, now| core.message(liar, message.clone(), now));
-                }
-            }
-            let garbage =
-                Message::Gossip { swarm, bytes: (0..40).map(|_| story.world.rng.random()).collect() };
-            for (node, partition, to) in &replicas {
-                let others = replicas.iter().filter(|(other, of, _)| of == partition && other != node);
-                let messages: Vec<_> = others.map(|(.., from)| lie(*partition, *from, *to)).collect();
-                let lies = Message::Groups { swarm, messages };
-                story.world.with(*node, |core, now| core.message(liar, lies, now));
-                story.world.with(*node, |core, now| core.message(liar, garbage.clone(), now));
-            }
-            story.run(Duration::from_millis(100));
-        }
-        assert!(rumours > 0);
-        for key in keys(20) {
-            assert_eq!(story.get(&nodes, &key).as_deref(), Some("value"));
-        }
-        // In the end it is the one that is dead.
-        for node in &nodes {
-            story.world.with(*node, |core, now| core.link_down(liar, now));
-        }
-        story.kill(liar);
-        story.run(Duration::from_secs(60));
-        story.settle();
-        for key in keys(20) {
-            assert_eq!(story.get(&nodes, &key).as_deref(), Some("value"));
-        }
-    });
-}
-
-/// "I lead you, in a term far above yours", in the name of another replica.
-fn lie(partition: PartitionId, from: ReplicaId, to: ReplicaId) -> GroupMessage {
-    let term = 1_000_000;
-    let append = RaftMessage {
-        kind: RaftKind::Append,
-        term,
-        log_term: 0,
-        index: 0,
-        commit: 0,
-        commit_term: 0,
-        reject: false,
-        reject_hint: 0,
-        context: Vec::new(),
-        entries: vec![LogEntry { term, config: false, data: vec![0; 8], context: Vec::new() }],
-    };
-    GroupMessage { partition, from, to, body: Body::Raft(append) }
 }
