@@ -12,7 +12,8 @@
 //! - [`net`]: the only module that knows libp2p;
 //! - [`client`]: the typed API;
 //! - [`node`]: all of it assembled into a running process;
-//! - [`cli`]: the command line.
+//! - [`cli`]: the command line;
+//! - `sim` (with the feature `sim`): whole nodes in simulated time, under faults, and what judges them.
 //!
 //! How it works and why it may be relied upon, as text: [`docs`].
 
@@ -22,6 +23,10 @@ pub mod codec;
 pub mod docs;
 pub mod id;
 pub mod membership;
+#[cfg(feature = "mutations")]
+pub mod mutation;
+#[cfg(not(feature = "mutations"))]
+mod mutation;
 pub mod net;
 pub mod node;
 pub mod replication;
@@ -30,3 +35,6 @@ pub mod state_machine;
 pub mod storage;
 pub mod time;
 pub mod wire;
+
+#[cfg(feature = "sim")]
+pub use node::sim;

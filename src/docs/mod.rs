@@ -8,6 +8,7 @@
 //! - [`protocol`]: what travels, byte by byte as far as it matters, and the bound of everything;
 //! - [`storage`]: what a durable node keeps on its disk: the format, what it rests on, and why this one;
 //! - [`operations`]: few nodes, what to do when something fails, and how long it takes;
+//! - [`testing`]: each promise, the faults that it was tested under, and what is not promised;
 //! - [`glossary`]: one word, one meaning.
 
 #[doc = include_str!("architecture.md")]
@@ -24,6 +25,9 @@ pub mod storage {}
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("testing.md")]
+pub mod testing {}
 
 #[doc = include_str!("glossary.md")]
 pub mod glossary {}

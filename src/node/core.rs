@@ -420,6 +420,15 @@ impl Core {
         }
     }
 
+    /// The swarm that this node serves in, for a simulator that judges what happens.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn serving(&mut self) -> Option<&mut Swarm> {
+        match &mut self.stage {
+            Stage::Serving(swarm) => Some(swarm),
+            Stage::Searching(_) | Stage::Left => None,
+        }
+    }
+
     // -- inside --
 
     fn advance(&mut self, now: Timestamp) {

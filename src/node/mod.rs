@@ -17,6 +17,10 @@ mod reconcile;
 mod rendezvous;
 mod rpc;
 mod runtime;
+// On top of everything else, but it looks into nodes as nobody else does.
+#[cfg(any(test, feature = "sim"))]
+#[path = "../sim/mod.rs"]
+pub mod sim;
 mod swarm;
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,12 @@ pub(super) fn next_step(
     let is_voter = |node: &NodeId| group.voters.contains(node);
     let is_learner = |node: &NodeId| group.learners.iter().any(|(learner, _)| learner == node);
 
+    if !is_voter(&me) {
+        // A change that was decided before it came to lead has taken its vote. Only another can give it back.
+        let mut heirs = targets.iter().chain(&group.voters).copied();
+        return heirs.find(|node| is_voter(node) && linked(*node)).map(Step::Transfer);
+    }
+
     let missing: Vec<NodeId> = targets
         .iter()
         .copied()
@@ -121,6 +127,14 @@ mod tests {
 
     fn step(group: &GroupView, targets: &[u8], unlinked: &[u8]) -> Option<Step> {
         next_step(node(1), group, &nodes(targets), |node| !nodes(unlinked).contains(&node))
+    }
+
+    #[test]
+    fn a_leader_without_a_vote_hands_over() {
+        let waiting = group(&[2, 3, 4], &[(1, false), (5, true)]);
+        assert_eq!(step(&waiting, &[1, 5, 3], &[]), Some(Step::Transfer(node(3))));
+        assert_eq!(step(&waiting, &[1, 5, 3], &[3]), Some(Step::Transfer(node(2))));
+        assert_eq!(step(&waiting, &[1, 5, 3], &[2, 3, 4]), None);
     }
 
     #[test]

@@ -355,6 +355,18 @@ impl Swarm {
         self.id
     }
 
+    /// For a simulator that judges what happens.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn driver(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
+
+    /// The members and weights that this node's ring was made of.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn placed(&self) -> &[(NodeId, u32)] {
+        &self.placed
+    }
+
     pub(super) fn partitions(&self) -> u32 {
         self.partitions.get()
     }

@@ -559,9 +559,22 @@ impl Driver {
         self.shared.dropped
     }
 
-    /// What was applied since the last call: partition, index, entry and term.
-    #[cfg(test)]
-    pub(super) fn take_applied(&mut self) -> Vec<(PartitionId, u64, Vec<u8>)> {
-        std::mem::take(&mut self.shared.applied)
+    /// From now on, what is applied is gathered for [`Driver::take_observed`].
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn observe(&mut self) {
+        self.shared.observed.on = true;
+    }
+
+    /// What was applied since the last call.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn take_observed(&mut self) -> super::Observed {
+        let on = self.shared.observed.on;
+        std::mem::replace(&mut self.shared.observed, super::Observed { on, ..super::Observed::default() })
+    }
+
+    /// The groups that this node believes to lead, each with its term.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn leading(&self) -> impl Iterator<Item = (PartitionId, u64)> {
+        self.groups.iter().filter(|(_, group)| group.is_leader()).map(|(id, group)| (*id, group.term()))
     }
 }

@@ -93,6 +93,34 @@ pub enum Output {
     },
 }
 
+/// What the groups of a node applied: for a simulator that judges it.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Debug, Default)]
+pub(crate) struct Observed {
+    /// Whether anything is gathered.
+    on: bool,
+    /// Partition, index, entry and term.
+    pub(crate) applied: Vec<(PartitionId, u64, Vec<u8>)>,
+    /// Configurations that came into force.
+    pub(crate) configs: Vec<AppliedConfig>,
+}
+
+/// A configuration of a group, from the moment it is in force on a replica.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Debug)]
+pub(crate) struct AppliedConfig {
+    /// Whose.
+    pub(crate) partition: PartitionId,
+    /// Each recovery of the group begins one, with a term that leaps.
+    pub(crate) generation: u64,
+    /// Log index.
+    pub(crate) index: u64,
+    /// Replicas that vote.
+    pub(crate) voters: Vec<u64>,
+    /// While joint: those of the configuration before.
+    pub(crate) outgoing: Vec<u64>,
+}
+
 /// What became of a proposal, read or wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {

@@ -39,8 +39,8 @@ pub(super) struct Shared {
     /// Which groups have something to say when a batch is on the disk.
     awaiting: BTreeSet<(u64, PartitionId)>,
     next_id: u64,
-    #[cfg(test)]
-    pub(super) applied: Vec<(PartitionId, u64, Vec<u8>)>,
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) observed: super::Observed,
 }
 
 impl Shared {
@@ -64,8 +64,8 @@ impl Shared {
             persisted: 0,
             awaiting: BTreeSet::new(),
             next_id: 1,
-            #[cfg(test)]
-            applied: Vec::new(),
+            #[cfg(any(test, feature = "sim"))]
+            observed: super::Observed::default(),
         }
     }
 

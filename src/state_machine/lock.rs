@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::command::{LimitError, PartitionTime, Reply, at_most};
 use super::query::{Answer, KeyBytes};
 use crate::id::{FencingToken, SessionId, Version};
+use crate::mutation::{Mutation, planted};
 
 /// Shortest lease, in milliseconds: below it, a renewal that was lost once is the end of the lock.
 pub const MIN_LEASE_MS: u64 = 100;
@@ -342,6 +343,7 @@ impl Locks {
             && let Some(mode) = self.places.get(&claim).map(|place| place.mode)
             && self.admits(lock, mode)
         {
+            let index = if planted(Mutation::TokenRestarts) { Version(0) } else { index };
             let token = FencingToken(index.0.max(self.last_token.0.saturating_add(1)));
             self.last_token = token;
             if let Some(place) = self.places.get_mut(&claim) {
@@ -445,7 +447,7 @@ impl Locks {
     }
 
     pub(super) fn restore_last_token(&mut self, token: FencingToken) {
-        self.last_token = token;
+        self.last_token = if planted(Mutation::TokenRestarts) { FencingToken(0) } else { token };
     }
 
     /// Puts back a lock from a snapshot, without holders and waiters yet.
@@ -455,7 +457,9 @@ impl Locks {
 
     /// Puts back a holder or waiter. `false`: it cannot have been there.
     pub(super) fn restore_place(&mut self, claim: Claim, place: Place) -> bool {
-        if self.places.contains_key(&claim) || place.token > Some(self.last_token) {
+        if self.places.contains_key(&claim)
+            || (place.token > Some(self.last_token) && !planted(Mutation::TokenRestarts))
+        {
             return false;
         }
         let Some(lock) = self.by_name.get_mut(&place.name) else {

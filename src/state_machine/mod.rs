@@ -16,6 +16,8 @@
 
 mod command;
 mod fence;
+#[cfg(test)]
+mod fuzz;
 mod import;
 #[cfg(test)]
 mod import_tests;

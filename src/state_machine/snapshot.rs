@@ -18,6 +18,7 @@ use super::lock::{Claim, LockMode, Place};
 use super::{MAX_RAISED, Seal, StateMachine};
 use crate::codec::DecodeError;
 use crate::id::{FencingToken, SessionId, Version};
+use crate::mutation::{Mutation, planted};
 
 /// First byte of every snapshot.
 const FORMAT: u8 = 3;
@@ -96,7 +97,7 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
             fences: state.fences.len() as u64,
             places: state.locks.len() as u64,
             last_token: state.locks.last_token(),
-            sessions: state.sessions.len() as u64,
+            sessions: if planted(Mutation::RetryTableDropped) { 0 } else { state.sessions.len() as u64 },
         },
     );
     for (key, slot) in state.keys.iter() {
@@ -114,7 +115,7 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
         let claim = *claim;
         push(&mut out, &Record::Place { claim, name, mode, lease_ms, expiry, note, arrival, token });
     }
-    for (id, session) in state.sessions.iter() {
+    for (id, session) in state.sessions.iter().filter(|_| !planted(Mutation::RetryTableDropped)) {
         push(&mut out, &Record::Session { id: *id, floor: session.floor, seen: session.seen });
         for (sequence, reply) in &session.answers {
             let (sequence, reply) = (*sequence, reply.clone());

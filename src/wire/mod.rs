@@ -3,6 +3,8 @@
 //! *Requests* are answered ([`Rpc`]); *messages* are one-way and may be lost. Everything above this module is
 //! pure; `net` carries the bytes, the simulator carries the values.
 
+#[cfg(test)]
+mod fuzz;
 mod message;
 #[cfg(test)]
 mod recorded;

@@ -2,7 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
+// Where the instruments that are shared with the simulator find what they judge.
+#[cfg(test)]
+use roundtable::state_machine;
+use roundtable::{client, id};
+
 mod backup;
+#[allow(dead_code, unused, reason = "the simulator uses more of it")]
+#[path = "../../src/sim/checker/mod.rs"]
 mod checker;
 mod contender;
 mod durable;

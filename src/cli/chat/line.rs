@@ -244,6 +244,24 @@ fn split(text: &str) -> Result<Vec<String>, String> {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        /// Whatever is typed or pasted, near a command or not.
+        #[test]
+        fn no_line_panics(
+            command in proptest::sample::select(COMMANDS),
+            text in r#"[ -~\PC"'\\/]{0,60}"#,
+        ) {
+            for line in [text.clone(), format!("/{text}"), format!("{} {text}", command.0)] {
+                if let Ok(Line::Say(said)) = parse(&line) {
+                    proptest::prop_assert!(said.chars().count() <= MAX_MESSAGE_CHARS);
+                }
+            }
+            // Cut anywhere.
+            let name = command.0.split(' ').next().unwrap();
+            let _ = parse(&format!("{name} {text}"));
+        }
+    }
+
     #[test]
     fn plain_text_is_a_message() {
         assert_eq!(parse("  hello \"there\"  "), Ok(Line::Say("hello \"there\"".to_owned())));

@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::{Group, Shared};
 use crate::codec;
 use crate::id::{NodeId, ReplicaId};
+use crate::mutation::{Mutation, planted};
 use crate::replication::config::{ConfigStep, Voting};
 use crate::replication::message::Body;
 use crate::replication::{Change, ChangeError, MAX_REPLICAS, convert};
@@ -81,6 +82,11 @@ impl Group {
                     return Err(ChangeError::AlreadyThere(*node));
                 }
                 next += 1;
+                if planted(Mutation::ReplicaIdReused) {
+                    next = (1..=next)
+                        .find(|id| !self.roster.replicas.contains_key(&ReplicaId(*id)))
+                        .unwrap_or(next);
+                }
                 Ok(ConfigStep::AddLearner(ReplicaId(next), *node))
             })
             .collect()

@@ -195,6 +195,11 @@ impl Group {
         self.raw.raft.state == StateRole::Leader
     }
 
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
     fn node_of(&self, id: ReplicaId) -> Option<NodeId> {
         self.roster.replicas.get(&id).or_else(|| self.hints.get(&id)).copied()
     }

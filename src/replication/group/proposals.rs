@@ -13,6 +13,7 @@ use raft::eraftpb::{self, EntryType};
 use super::{Group, Shared};
 use crate::codec;
 use crate::id::ReplicaId;
+use crate::mutation::{Mutation, planted};
 use crate::replication::{Outcome, Refusal, convert};
 use crate::state_machine::{Command, Operation, Origin, PartitionTime, Reply};
 use crate::time::Timestamp;
@@ -140,9 +141,12 @@ impl Group {
         }
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
-        let (tags, commands): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let (mut tags, commands): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let term = self.raw.raft.term;
         let first = self.last_index() + 1;
+        if planted(Mutation::AckBeforeMajority) {
+            self.answer_early(&mut tags, &commands, shared);
+        }
         if self.is_leader() && self.raw.step(convert::proposals(self.id, commands)).is_ok() {
             // Of an earlier term, and no longer in this log; it may still be in another.
             while self.pending.back().is_some_and(|pending| pending.index >= first) {
@@ -164,29 +168,54 @@ impl Group {
         }
     }
 
+    /// The planted fault: proposals are answered as if they were committed.
+    fn answer_early(&self, tags: &mut [Option<u64>], commands: &[Vec<u8>], shared: &mut Shared) {
+        let mut machine = self.machine.clone();
+        for ((tag, data), index) in tags.iter_mut().zip(commands).zip(self.last_index() + 1..) {
+            if let (Some(tag), Ok(command)) = (tag.take(), codec::decode(data)) {
+                shared.outcome(tag, Outcome::Reply(machine.apply(index, command)));
+            }
+        }
+    }
+
     pub(super) fn apply(&mut self, entries: Vec<eraftpb::Entry>, shared: &mut Shared) {
         for entry in entries {
             let (index, term) = (entry.index, entry.term);
-            #[cfg(test)]
-            {
-                let mut what = entry.data.to_vec();
-                if entry.get_entry_type() != EntryType::EntryNormal {
-                    what = entry.context.to_vec();
-                }
-                what.extend_from_slice(&term.to_be_bytes());
-                shared.applied.push((self.partition, index, what));
-            }
             let reply = if entry.get_entry_type() == EntryType::EntryNormal {
                 self.apply_command(index, &entry.data, shared)
             } else {
                 self.apply_config(index, &entry.context, shared);
+                // Or, in a group where nothing is written, a restart would forget that the change is done, and ask
+                // a replica for its vote that may be gone for good.
+                self.keep_commit(shared);
                 None
             };
+            #[cfg(any(test, feature = "sim"))]
+            self.show(&entry, shared);
             self.raw.mut_store().set_applied(index, term);
             self.answer(index, term, reply.as_ref(), shared);
             if self.doomed {
                 return;
             }
+        }
+    }
+
+    /// Shows what was applied to a simulator that judges it.
+    #[cfg(any(test, feature = "sim"))]
+    fn show(&self, entry: &eraftpb::Entry, shared: &mut Shared) {
+        if !shared.observed.on {
+            return;
+        }
+        let is_config = entry.get_entry_type() != EntryType::EntryNormal;
+        let mut what = if is_config { entry.context.to_vec() } else { entry.data.to_vec() };
+        what.extend_from_slice(&entry.term.to_be_bytes());
+        shared.observed.applied.push((self.partition, entry.index, what));
+        if is_config && self.roster.config == entry.index {
+            let (voters, outgoing) = (self.voting.voters.clone(), self.voting.outgoing.clone());
+            let (partition, generation) = (self.partition, entry.term >> 32);
+            let config =
+                super::super::AppliedConfig { partition, generation, index: entry.index, voters, outgoing };
+            shared.observed.configs.push(config);
         }
     }
 
@@ -238,11 +267,14 @@ impl Group {
         if data.is_empty() {
             return None;
         }
-        let Ok(command) = codec::decode::<Command>(data) else {
+        let Ok(mut command) = codec::decode::<Command>(data) else {
             // The same bytes fail on every replica alike.
             shared.dropped += 1;
             return None;
         };
+        if planted(Mutation::ExpiryByOwnClock) {
+            command.time = command.time.max(PartitionTime(shared.now.as_millis()));
+        }
         let watched = self.lead.as_ref().is_some_and(|lead| lead.watcher_count > 0);
         let key = watched.then(|| command.operation.key().map(<[u8]>::to_vec)).flatten();
         let expires = self.machine.next_due().is_some_and(|due| due <= command.time);

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Group, Shared};
+use crate::mutation::{Mutation, planted};
 use crate::replication::{Outcome, Refusal};
 use crate::state_machine::{Query, Watch};
 use crate::time::Timestamp;
@@ -126,7 +127,9 @@ impl Group {
         self.is_leader()
             && self.raw.store().applied().1 == self.raw.raft.term
             && self.lead.as_ref().is_some_and(|lead| {
-                !lead.transferred && lead.term == self.raw.raft.term && now < lead.lease_until
+                let runs = now < lead.lease_until
+                    || (lead.lease_until > Timestamp::ZERO && planted(Mutation::StaleLease));
+                !lead.transferred && lead.term == self.raw.raft.term && runs
             })
     }
 

@@ -101,8 +101,8 @@ impl Group {
         }
     }
 
-    /// Entries, and what goes with them. That more is committed is not worth a write of its own, but it goes with
-    /// every entry: so whoever has an entry that was proposed under a configuration knows on its disk that this was
+    /// Entries, and what goes with them. That more is committed is not worth a write of its own (unless it is a
+    /// change of the configuration), but it goes with every entry: so whoever has an entry that was proposed under a configuration knows on its disk that this was
     /// committed. A replica that comes back acts by the latest configuration that it knows as committed, and one
     /// that is two behind the group's lacks an entry that a majority of its own has, so that nobody votes for it.
     fn write(
@@ -132,6 +132,12 @@ impl Group {
             self.keep_hard_state(state, shared);
         }
         self.raw.mut_store().append(entries);
+    }
+
+    /// Keeps how far is committed.
+    pub(super) fn keep_commit(&mut self, shared: &mut Shared) {
+        let state = convert::from_core_hard_state(self.raw.store().hard_state());
+        self.keep_hard_state(state, shared);
     }
 
     fn keep_hard_state(&mut self, state: HardState, shared: &mut Shared) {

@@ -462,3 +462,21 @@ fn a_damaged_learner_is_removed_and_added_again() {
     sim.run(ms(600));
     same_state(&mut sim, &[a, b, c, d]);
 }
+
+/// Found by the simulator: the third voter came, nothing was written afterwards, all machines lost power, and one of the
+/// first two never came back. The others had forgotten that they are a majority.
+#[test]
+fn after_a_blackout_a_new_voter_counts_even_if_nothing_was_written_since_it_came() {
+    for seed in 0..20 {
+        let (mut sim, nodes) = three(seed);
+        sim.run(ms(2000));
+        for node in nodes {
+            sim.crash(node);
+        }
+        let lost = nodes[usize::from(seed % 2 == 1)];
+        for node in nodes.into_iter().filter(|node| *node != lost) {
+            sim.restart(node);
+        }
+        sim.run_while(ms(10_000), |sim| sim.leader(P).is_none());
+    }
+}

@@ -176,6 +176,7 @@ impl Sim {
         let id = node_id(number);
         let rng = StdRng::seed_from_u64(self.seed ^ (u64::from(number) << 32));
         let mut driver = Driver::new(id, self.config.clone(), rng, self.now);
+        driver.observe();
         self.disks.insert(id, Disk::default());
         if self.nodes.is_empty() && self.crashed.is_empty() {
             driver.found(self.partitions, self.now);
@@ -211,6 +212,7 @@ impl Sim {
         let stored = disk.stored.clone();
         let seed = self.rng.random();
         let mut driver = Driver::new(id, self.config.clone(), StdRng::seed_from_u64(seed), self.now);
+        driver.observe();
         driver.restore(self.partitions, stored, self.now);
         for peer in self.ids() {
             driver.link_up(peer, self.now);
@@ -297,7 +299,7 @@ impl Sim {
         while let Some(output) = node.driver.poll_output() {
             outputs.push(output);
         }
-        let applied = node.driver.take_applied();
+        let applied = node.driver.take_observed().applied;
         let checked = if self.checks { self.partitions } else { 0 };
         for partition in (0..checked).map(PartitionId) {
             if let Some(status) = node.driver.group(partition)

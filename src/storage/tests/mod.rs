@@ -1,6 +1,7 @@
 //! Tests of the store: on a real disk, and on one in memory that loses power, flips bits and runs full.
 
 mod faults;
+mod fuzz;
 mod memory;
 
 use std::os::unix::fs::PermissionsExt;

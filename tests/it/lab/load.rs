@@ -345,6 +345,7 @@ impl Worker {
                 read.map(|entry| Ret::Entry(entry.map(|entry| (entry.value, entry.version))))
             }
             Op::Put(value) => self.client.put(name, value).await.map(Ret::Written),
+            Op::PutFor(value, life) => self.client.put_with_ttl(name, value, life).await.map(Ret::Written),
             Op::Delete => self.client.delete(name).await.map(Ret::Deleted),
             Op::Swap(expected, value) => {
                 self.client.compare_and_swap(name, expected, value).await.map(Ret::Written)

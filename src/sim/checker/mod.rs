@@ -12,19 +12,25 @@
 //! None is dropped because nobody saw its value: a delete that found something, a conflict, or a sum may be its
 //! only trace. To keep the search short, open operations are tried only where the known ones get stuck.
 //!
+//! A key that was put for a time may be gone as soon as that time has passed, by the clock of the history, and
+//! not before; when it must be gone is not judged, because a partition's time stands still without a leader.
+//!
 //! Running out of steps is a verdict of its own, [`Verdict::GaveUp`], and no pass.
 
 pub(crate) mod locks;
 mod search;
+pub(crate) mod set;
 #[cfg(test)]
 mod tests;
+mod timeline;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use roundtable::client::{Error, Outcome};
-use roundtable::id::Version;
+use crate::client::{Error, Outcome};
+use crate::id::Version;
 use serde::{Deserialize, Serialize};
 
 /// Steps of the search for one key before it gives up.
@@ -35,6 +41,8 @@ pub(crate) const MAX_STEPS: usize = 20_000_000;
 pub(crate) enum Op {
     Get,
     Put(Vec<u8>),
+    /// The same, to be gone after a while: at least so long it stays. Such a key is not to be incremented.
+    PutFor(Vec<u8>, Duration),
     Delete,
     Swap(Option<Version>, Vec<u8>),
     Increment(i64),
@@ -59,14 +67,18 @@ pub(crate) struct Record {
     pub(crate) invoked: u64,
     /// When it returned, and what; `None`: that is not known, it is open for ever.
     pub(crate) returned: Option<(u64, Ret)>,
+    /// By the clock of the history: when it was invoked and when it returned.
+    pub(crate) at: (Duration, Duration),
 }
 
 /// What all clients saw, by key.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct History {
     keys: BTreeMap<Vec<u8>, Vec<Record>>,
-    /// Invocations and returns so far: the clock of the history.
+    /// Invocations and returns so far: the order of the history.
     stamp: u64,
+    /// Its clock, for keys that expire.
+    now: Duration,
 }
 
 /// Records a history. Clones share it.
@@ -78,11 +90,16 @@ impl Recorder {
     /// outcome that it does not know.
     pub(crate) fn invoke(&self, client: u32, key: &[u8], op: Op) -> Pending {
         self.with(|history| {
-            let invoked = history.tick();
+            let (invoked, now) = (history.tick(), history.now);
             let records = history.keys.entry(key.to_vec()).or_default();
-            records.push(Record { client, op, invoked, returned: None });
+            records.push(Record { client, op, invoked, returned: None, at: (now, Duration::MAX) });
             Pending { recorder: self.clone(), key: key.to_vec(), index: records.len() - 1 }
         })
+    }
+
+    /// It is this time now: needed where keys expire.
+    pub(crate) fn set_time(&self, now: Duration) {
+        self.with(|history| history.now = now);
     }
 
     /// The history so far; what has not returned is open.
@@ -123,12 +140,15 @@ pub(crate) struct Pending {
 impl Pending {
     /// It was answered.
     pub(crate) fn ok(self, ret: Ret) {
-        self.edit(|record, stamp| record.returned = Some((stamp, ret)));
+        self.edit(|record, stamp, now| {
+            record.returned = Some((stamp, ret));
+            record.at.1 = now;
+        });
     }
 
     /// It certainly did not happen, and never will.
     pub(crate) fn failed(self) {
-        self.edit(|record, _| record.invoked = NEVER);
+        self.edit(|record, _, _| record.invoked = NEVER);
     }
 
     /// It may have happened, or may happen yet.
@@ -147,12 +167,12 @@ impl Pending {
         }
     }
 
-    fn edit(&self, edit: impl FnOnce(&mut Record, u64)) {
+    fn edit(&self, edit: impl FnOnce(&mut Record, u64, Duration)) {
         self.recorder.with(|history| {
-            let stamp = history.tick();
+            let (stamp, now) = (history.tick(), history.now);
             let records = history.keys.get_mut(&self.key);
             if let Some(record) = records.and_then(|records| records.get_mut(self.index)) {
-                edit(record, stamp);
+                edit(record, stamp, now);
             }
         });
     }
@@ -248,9 +268,10 @@ fn prefix(records: &[Record], end: u64) -> Vec<Record> {
     records
         .iter()
         .filter(|record| record.invoked <= end)
-        .map(|record| Record {
-            returned: record.returned.clone().filter(|(at, _)| *at <= end),
-            ..record.clone()
+        .map(|record| {
+            let returned = record.returned.clone().filter(|(at, _)| *at <= end);
+            let answered = if returned.is_some() { record.at.1 } else { Duration::MAX };
+            Record { returned, at: (record.at.0, answered), ..record.clone() }
         })
         .collect()
 }
@@ -282,6 +303,7 @@ impl fmt::Display for Op {
         match self {
             Self::Get => write!(f, "get"),
             Self::Put(value) => write!(f, "put {}", value.escape_ascii()),
+            Self::PutFor(value, life) => write!(f, "put {} for {life:?}", value.escape_ascii()),
             Self::Delete => write!(f, "delete"),
             Self::Swap(expected, value) => {
                 write!(f, "swap {} for {}", Place(*expected), value.escape_ascii())

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use roundtable::id::{FencingToken, Version};
+use crate::id::{FencingToken, Version};
 use serde::{Deserialize, Serialize};
 
 /// Whose wish: the process, the contender in it, and how often that has wished.

@@ -1,16 +1,22 @@
 //! The checker is checked: good histories pass, planted faults are found.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use crate::client::Error;
+use crate::id::Version;
+use crate::state_machine::{Answer, Command, Operation, PartitionTime, Query, Reply, StateMachine};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use roundtable::client::Error;
-use roundtable::id::Version;
-use roundtable::state_machine::{Answer, Command, Operation, PartitionTime, Query, Reply, StateMachine};
 
 use super::{History, Op, Pending, Recorder, Ret, Verdict};
 
 const CLIENTS: usize = 5;
+/// The key that is only ever put for [`LIFE`].
+const BRIEF: &[u8] = b"b";
+/// The key that is planted to expire early.
+const EARLY: &[u8] = b"early";
+const LIFE: Duration = Duration::from_millis(100);
 
 /// What a store may do wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +27,8 @@ enum Fault {
     LostWrite,
     /// An increment is applied twice.
     DoubleIncrement,
+    /// A key is gone before its time.
+    EarlyExpiry,
 }
 
 /// Clients at work on a true state machine, one step of one of them at a time.
@@ -35,6 +43,8 @@ struct Play {
     floating: Vec<(Vec<u8>, Op)>,
     numbers: Vec<u32>,
     keys: u8,
+    /// In milliseconds.
+    now: u64,
 }
 
 impl Play {
@@ -48,11 +58,14 @@ impl Play {
             floating: Vec::new(),
             numbers: (0..).take(CLIENTS).collect(),
             keys,
+            now: 0,
         }
     }
 
     fn run(&mut self, steps: usize, one_unknown_in: u32) {
         for _ in 0..steps {
+            let passed = self.rng.random_range(0..10);
+            self.wait(passed);
             let client = self.rng.random_range(0..CLIENTS);
             match self.working.remove(&client) {
                 None => {
@@ -81,6 +94,11 @@ impl Play {
         }
     }
 
+    fn wait(&mut self, ms: u64) {
+        self.now += ms;
+        self.recorder.set_time(Duration::from_millis(self.now));
+    }
+
     /// Everybody comes to an end.
     fn finish(&mut self) {
         for (_, (key, op, pending, ret)) in std::mem::take(&mut self.working) {
@@ -92,6 +110,10 @@ impl Play {
     fn draw(&mut self, key: &[u8]) -> Op {
         // Unique, so that values tell their writes apart.
         let number: i64 = self.rng.random_range(1..1 << 40);
+        if key == BRIEF {
+            let value = number.to_string().into_bytes();
+            return if self.rng.random() { Op::PutFor(value, LIFE) } else { Op::Get };
+        }
         match self.rng.random_range(0..10) {
             0..4 => Op::Get,
             4..6 => Op::Put(number.to_string().into_bytes()),
@@ -110,12 +132,16 @@ impl Play {
         let operation = match op.clone() {
             Op::Get => return self.read(key),
             Op::Put(value) => Operation::Put { key, value, ttl_ms: None },
+            Op::PutFor(value, life) => {
+                let ttl_ms = u64::try_from(life.as_millis()).ok();
+                Operation::Put { key, value, ttl_ms }
+            }
             Op::Delete => Operation::Delete { key },
             Op::Swap(expected, value) => Operation::CompareAndSwap { key, expected, value, ttl_ms: None },
             Op::Increment(by) => Operation::Increment { key, by },
         };
         self.index += 1;
-        let command = Command { time: PartitionTime(0), origin: None, operation };
+        let command = Command { time: PartitionTime(self.now), origin: None, operation };
         match self.store.apply(self.index, command) {
             Reply::Written { version } => Ret::Written(version),
             Reply::Deleted { existed } => Ret::Deleted(existed),
@@ -126,11 +152,18 @@ impl Play {
         }
     }
 
-    fn read(&self, key: Vec<u8>) -> Ret {
+    fn read(&mut self, key: Vec<u8>) -> Ret {
+        self.advance(self.now);
         match self.store.query(&Query::Get { key }) {
             Answer::Entry(entry) => Ret::Entry(entry.map(|entry| (entry.value, entry.version))),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn advance(&mut self, to: u64) {
+        self.index += 1;
+        let (time, operation) = (PartitionTime(to), Operation::Advance);
+        self.store.apply(self.index, Command { time, origin: None, operation });
     }
 
     /// One client alone does something from beginning to end.
@@ -142,6 +175,14 @@ impl Play {
 
     /// The fault happens while others are at work.
     fn plant(&mut self, fault: Fault) {
+        if fault == Fault::EarlyExpiry {
+            // A key of its own: an open write of long ago might explain why it is gone.
+            self.alone(EARLY, &Op::PutFor(b"0".to_vec(), LIFE));
+            let late = u64::try_from(LIFE.as_millis()).unwrap();
+            self.wait(late / 2);
+            self.advance(self.now + late);
+            return self.alone(EARLY, &Op::Get);
+        }
         let key = b"a".as_slice();
         match fault {
             Fault::StaleRead => {
@@ -165,6 +206,7 @@ impl Play {
                 self.apply(key, &Op::Increment(by));
                 self.alone(key, &Op::Get);
             }
+            Fault::EarlyExpiry => {}
         }
     }
 
@@ -188,15 +230,15 @@ fn good_histories_pass() {
 #[test]
 fn planted_faults_are_found() {
     let mut longest = 0;
-    let faults = [Fault::StaleRead, Fault::LostWrite, Fault::DoubleIncrement];
-    for (seed, fault) in (0..600).zip(faults.into_iter().cycle()) {
+    let faults = [Fault::StaleRead, Fault::LostWrite, Fault::DoubleIncrement, Fault::EarlyExpiry];
+    for (seed, fault) in (0..800).zip(faults.into_iter().cycle()) {
         let mut play = Play::new(seed, 2);
         play.run(150, 30);
         play.plant(fault);
         play.run(150, 30);
         match play.history().check() {
             Verdict::Violation(found) => {
-                assert_eq!(found.key, b"a");
+                assert_eq!(found.key, if fault == Fault::EarlyExpiry { EARLY } else { b"a" });
                 longest = longest.max(found.records.len());
             }
             verdict => panic!("seed {seed}: {fault:?} was not found: {verdict:?}"),

@@ -1,32 +1,65 @@
 //! The search for an order of one key's operations.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
-use roundtable::id::Version;
+use crate::id::Version;
 
 use super::{Op, Record, Ret};
 
 /// A key, as far as its answers tell.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct Model {
-    /// The value, and the version if an answer has told it: writes whose answer is unknown, and increments,
-    /// do not tell theirs. Whoever sees it next does.
-    entry: Option<(Vec<u8>, Option<Version>)>,
+    entry: Option<Held>,
     /// The highest version told so far: whatever is written later has a higher one.
     floor: u64,
 }
 
+/// What the key holds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Held {
+    value: Vec<u8>,
+    /// If an answer has told it: writes whose answer is unknown, and increments, do not tell theirs. Whoever sees
+    /// it next does.
+    version: Option<Version>,
+    /// From then on it may have expired.
+    lives_until: Option<Duration>,
+}
+
 impl Model {
-    /// The state after `op`, if it can be answered by `ret` here; `None` as `ret`: if it has an effect.
-    fn step(&self, op: &Op, ret: Option<&Ret>) -> Option<Self> {
+    /// The state after the record's operation, if it can be answered like that here; of an open one, if it has an
+    /// effect.
+    fn step(&self, record: &Record) -> Option<Self> {
+        let ret = record.returned.as_ref().map(|(_, ret)| ret);
+        let stays = self.answer(record, ret);
+        stays.or_else(|| self.expired(record.at.1)?.answer(record, ret))
+    }
+
+    /// The state after the key has expired, if it can have by then.
+    fn expired(&self, by: Duration) -> Option<Self> {
+        let lives_until = self.entry.as_ref()?.lives_until?;
+        (lives_until <= by).then(|| self.delete())
+    }
+
+    fn answer(&self, record: &Record, ret: Option<&Ret>) -> Option<Self> {
+        let op = &record.op;
         match (op, ret) {
             (Op::Get, Some(Ret::Entry(None))) => self.entry.is_none().then(|| self.clone()),
             (Op::Get, Some(Ret::Entry(Some((value, version))))) => {
-                let (held, _) = self.entry.as_ref()?;
-                if held == value { self.at(Some(*version)) } else { None }
+                if self.entry.as_ref()?.value == *value {
+                    self.at(Some(*version))
+                } else {
+                    None
+                }
             }
             (Op::Put(value), Some(Ret::Written(version))) => self.write(value.clone(), Some(*version)),
             (Op::Put(value), None) => self.write(value.clone(), None),
+            (Op::PutFor(value, life), Some(Ret::Written(version))) => {
+                Some(self.write(value.clone(), Some(*version))?.mortal(record.at.0 + *life))
+            }
+            (Op::PutFor(value, life), None) => {
+                Some(self.write(value.clone(), None)?.mortal(record.at.0 + *life))
+            }
             (Op::Delete, Some(Ret::Deleted(existed))) => {
                 (self.entry.is_some() == *existed).then(|| self.delete())
             }
@@ -60,10 +93,24 @@ impl Model {
     fn at(&self, version: Option<Version>) -> Option<Self> {
         match (&self.entry, version) {
             (None, None) => Some(self.clone()),
-            (Some((_, Some(held))), Some(version)) => (*held == version).then(|| self.clone()),
-            (Some((value, None)), Some(version)) => self.write(value.clone(), Some(version)),
+            (Some(Held { version: Some(held), .. }), Some(version)) => {
+                (*held == version).then(|| self.clone())
+            }
+            (Some(Held { value, version: None, lives_until }), Some(version)) => {
+                let mut told = self.write(value.clone(), Some(version))?;
+                told.entry.as_mut()?.lives_until = *lives_until;
+                Some(told)
+            }
             _ => None,
         }
+    }
+
+    /// The same, but the key may be gone from then on.
+    fn mortal(mut self, until: Duration) -> Self {
+        if let Some(held) = &mut self.entry {
+            held.lives_until = Some(until);
+        }
+        self
     }
 
     fn write(&self, value: Vec<u8>, version: Option<Version>) -> Option<Self> {
@@ -72,7 +119,7 @@ impl Model {
             Some(version) => version.0,
             None => self.floor,
         };
-        Some(Self { entry: Some((value, version)), floor })
+        Some(Self { entry: Some(Held { value, version, lives_until: None }), floor })
     }
 
     fn delete(&self) -> Self {
@@ -82,7 +129,7 @@ impl Model {
     fn sum(&self, by: i64) -> Option<i64> {
         match &self.entry {
             None => Some(by),
-            Some((value, _)) => std::str::from_utf8(value).ok()?.parse::<i64>().ok()?.checked_add(by),
+            Some(Held { value, .. }) => std::str::from_utf8(value).ok()?.parse::<i64>().ok()?.checked_add(by),
         }
     }
 }
@@ -219,8 +266,7 @@ pub(super) fn is_linearizable(records: &[Record], steps: usize) -> Option<bool> 
         let record = &records[index];
         let bit = 1 << (index % 64);
         let is_done = done[index / 64] & bit != 0;
-        if !is_done && let Some(after) = model.step(&record.op, record.returned.as_ref().map(|(_, ret)| ret))
-        {
+        if !is_done && let Some(after) = model.step(record) {
             done[index / 64] |= bit;
             if visited.insert((done.clone(), after.clone())) {
                 trail.push((cursor, std::mem::replace(&mut model, after)));
@@ -259,8 +305,7 @@ pub(super) fn tries_every_order(records: &[Record]) -> bool {
             undone().filter(|index| records[*index].invoked < first_return).collect();
         candidates.into_iter().any(|index| {
             let record = &records[index];
-            let ret = record.returned.as_ref().map(|(_, ret)| ret);
-            let Some(after) = model.step(&record.op, ret) else {
+            let Some(after) = model.step(record) else {
                 return false;
             };
             done[index] = true;
