@@ -5,6 +5,7 @@
 //! - [`id`], [`time`], [`codec`]: names, moments, bytes;
 //! - [`membership`]: who is in the swarm (SWIM);
 //! - [`ring`]: which members hold which partition, a pure function of the members;
+//! - [`dataset`]: how data is cut into blocks, and what is known of them;
 //! - [`state_machine`]: what one partition replicates;
 //! - [`replication`]: all Raft groups of a node as one driver without I/O;
 //! - [`storage`]: what a node keeps on its disk; the only module that touches it for data;
@@ -19,6 +20,7 @@
 pub mod cli;
 pub mod client;
 pub mod codec;
+pub mod dataset;
 pub mod docs;
 pub mod id;
 pub mod membership;

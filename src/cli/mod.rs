@@ -9,11 +9,13 @@ mod backup;
 mod bench;
 mod chat;
 mod connect;
+mod data;
 mod exit;
 mod inspect;
 mod kv;
 mod leave;
 mod lock;
+mod partial;
 mod recover;
 mod render;
 mod units;
@@ -61,6 +63,10 @@ enum Command {
     Recover(recover::Recover),
     Backup(backup::Backup),
     Restore(backup::Restore),
+    DataPut(data::Put),
+    DataGet(data::Get),
+    DataList,
+    DataRemove(data::Remove),
     Lock(lock::Run),
     Locks(lock::List),
     Bench(bench::Bench),
@@ -117,6 +123,10 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::Recover(recover) => recover.run(&target, output).await,
         Command::Backup(backup) => backup.run(&target, output).await,
         Command::Restore(restore) => restore.run(&target, output).await,
+        Command::DataPut(put) => put.run(&target, output).await,
+        Command::DataGet(get) => get.run(&target, output).await,
+        Command::DataList => data::list(&target, output).await,
+        Command::DataRemove(remove) => remove.run(&target, output).await,
         Command::Lock(lock) => lock.run(&target).await,
         Command::Locks(list) => list.run(&target, output).await,
         Command::Bench(bench) => bench.run(&target, output).await,

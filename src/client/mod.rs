@@ -9,6 +9,7 @@
 
 mod backup;
 mod call;
+mod dataset;
 mod error;
 mod lock;
 mod outbox;
@@ -33,6 +34,7 @@ pub use backup::{
     BackupError, BackupProgress, BackupSummary, FileError, RESTORE_LEAP, RestoreError, RestoreProgress,
     RestoreSummary,
 };
+pub use dataset::{Dataset, DatasetError, DatasetReader, DatasetWriter, Placement};
 pub use error::{Error, Outcome};
 pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
 

@@ -5,6 +5,7 @@
 //! (`rendezvous`). Inside the core: `founding` finds or makes the swarm, `swarm` is the part in it, and
 //! `reconcile` moves replicas to where the ring wants them; `merge` dissolves an empty swarm into another.
 
+mod blocks;
 mod builder;
 mod clock;
 mod core;
@@ -15,6 +16,7 @@ mod founding;
 mod merge;
 mod reconcile;
 mod rendezvous;
+mod repair;
 mod rpc;
 mod runtime;
 mod swarm;
@@ -42,6 +44,7 @@ use crate::net::Secret;
 use crate::wire::Rpc;
 use clock::Clock;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
+use repair::Repair;
 use runtime::{Input, Runtime, Shared};
 
 /// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
@@ -106,6 +109,14 @@ impl Node {
         let first_events = parts.shared.events.subscribe();
         let mut tasks = JoinSet::new();
         tasks.spawn(parts.runtime.run());
+        let repair = Repair {
+            me: parts.rpc.me,
+            client: new_client(parts.rpc.clone()),
+            blocks: Arc::clone(&parts.rpc.blocks),
+            rpc: parts.rpc.clone(),
+            stop: parts.shared.stop.clone(),
+        };
+        tasks.spawn(repair.run());
         Self {
             rpc: parts.rpc,
             shared: parts.shared,

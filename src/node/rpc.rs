@@ -1,9 +1,11 @@
 //! Requests from within a node: to itself through its queue, to others through the network.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::blocks::Blocks;
 use super::clock::Clock;
 use super::runtime::{Input, Respond};
 use crate::id::NodeId;
@@ -16,12 +18,18 @@ pub struct NodeRpc {
     pub(super) me: NodeId,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) net: Net,
+    pub(super) blocks: Arc<Blocks>,
 }
 
 impl Rpc for NodeRpc {
     async fn call(&self, to: NodeId, request: Request, timeout: Duration) -> Result<Response, RpcError> {
         if to != self.me {
             return Rpc::call(&self.net, to, request, timeout).await;
+        }
+        if let Request::Blocks { swarm, request } = request {
+            // Not through the core.
+            let answer = tokio::time::timeout(timeout, self.blocks.ask(swarm, request)).await;
+            return answer.map_err(|_| RpcError::Lost("time is up"));
         }
         let (respond, response) = oneshot::channel();
         let input =

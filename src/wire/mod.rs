@@ -3,12 +3,15 @@
 //! *Requests* are answered ([`Rpc`]); *messages* are one-way and may be lost. Everything above this module is
 //! pure; `net` carries the bytes, the simulator carries the values.
 
+mod blocks;
 mod message;
 #[cfg(test)]
 mod recorded;
 
 use std::future::Future;
 use std::time::Duration;
+
+pub use blocks::{BlockRefusal, BlockRequest, BlockResponse, MAX_ASKED_BLOCKS};
 
 pub use crate::codec::{DecodeError, MAX_MESSAGE_BYTES, decode, encode};
 pub use message::{

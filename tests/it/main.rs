@@ -5,6 +5,7 @@
 mod backup;
 mod checker;
 mod contender;
+mod datasets;
 mod durable;
 mod first_format;
 mod hasty;
