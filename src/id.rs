@@ -126,6 +126,16 @@ impl FromStr for DatasetId {
     }
 }
 
+/// A job that several nodes work on: 128 random bits drawn by whoever runs it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(pub u128);
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobId({:08x}..)", self.0 >> 96)
+    }
+}
+
 /// A share of the key space, and the Raft group that replicates it: `0..partitions`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartitionId(pub u32);

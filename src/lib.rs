@@ -6,6 +6,7 @@
 //! - [`membership`]: who is in the swarm (SWIM);
 //! - [`ring`]: which members hold which partition, a pure function of the members;
 //! - [`dataset`]: how data is cut into blocks, and what is known of them;
+//! - [`sort`]: sorting what does not fit into memory, without network and disk;
 //! - [`state_machine`]: what one partition replicates;
 //! - [`replication`]: all Raft groups of a node as one driver without I/O;
 //! - [`storage`]: what a node keeps on its disk; the only module that touches it for data;
@@ -28,6 +29,7 @@ pub mod net;
 pub mod node;
 pub mod replication;
 pub mod ring;
+pub mod sort;
 pub mod state_machine;
 pub mod storage;
 pub mod time;

@@ -16,10 +16,11 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_bytes, parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, backup, bench, data, inspect, kv, leave, lock, recover};
+use super::{Command, Invocation, backup, bench, data, inspect, kv, leave, lock, recover, sort};
 use crate::dataset::Format as Records;
 use crate::id::FencingToken;
 use crate::node::Reach;
+use crate::sort::{Key as SortKey, Order};
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 const EXAMPLES: &str = "\
@@ -299,6 +300,12 @@ enum Sub {
     #[command(subcommand)]
     Data(DataSub),
 
+    /// Sort a dataset or a file, on all members at once
+    #[command(
+        after_help = "Examples:\n  roundtable sort words --output sorted-words\n  roundtable sort big.txt --output sorted.txt\n  roundtable sort people.csv --as csv --by 3 --numeric\n\nINPUT is a dataset if there is one of that name, otherwise a file; `-` is standard input. The output\nis what the input is, a dataset or a file; a path with a slash is always a file. The order is that of\n`sort` in the C locale. It is checked before it is there: the same records, in order."
+    )]
+    Sort(SortArgs),
+
     /// Run a command while holding a lock
     #[command(
         after_help = "Examples:\n  roundtable lock nightly -- ./backup.sh\n  roundtable lock pool -n 3 --wait 1m -- ./crunch\n  roundtable lock --list\n\nThe command finds the lock's name in ROUNDTABLE_LOCK_NAME and the fencing token in\nROUNDTABLE_LOCK_TOKEN. Its exit code is passed on. Exit code 8: not acquired, the command\nwas not run. Exit code 9: the lock was lost; the command and all its children were told to end\n(SIGTERM), and were ended (SIGKILL) after the grace time."
@@ -385,6 +392,42 @@ enum DataSub {
         #[command(flatten)]
         name: DatasetName,
     },
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+struct SortArgs {
+    /// A dataset, a file, or `-`
+    #[arg(value_name = "INPUT")]
+    input: OsString,
+    /// A dataset or a file; standard output unless given
+    #[arg(long, short, value_name = "OUTPUT")]
+    output: Option<OsString>,
+    /// What to compare: a field (2), fields (2-3), or bytes (bytes:1-10), counted from 1; the whole record unless
+    /// given
+    #[arg(long, value_name = "KEY")]
+    by: Option<SortKey>,
+    /// Compare numbers
+    #[arg(long, short)]
+    numeric: bool,
+    /// The other way round
+    #[arg(long, short)]
+    reverse: bool,
+    /// Of records with equal keys only the first
+    #[arg(long, short)]
+    unique: bool,
+    /// Leave records with equal keys in the order of the input
+    #[arg(long, short)]
+    stable: bool,
+    /// What the records of a file are: lines, records or csv
+    #[arg(long = "as", value_name = "RECORDS", default_value = "lines")]
+    records: Records,
+}
+
+fn sort_command(args: SortArgs) -> Command {
+    let SortArgs { input, output, by, numeric, reverse, unique, stable, records } = args;
+    let order = Order { key: by.unwrap_or_default(), numeric, reverse, unique, stable };
+    Command::Sort(sort::Sort { input, output, order, records })
 }
 
 #[derive(Debug, Args)]
@@ -630,6 +673,7 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Elect { name, run } => Command::Lock(locked(name.0, lock::Kind::Election, run)?),
         Sub::Backup { file } => Command::Backup(backup::Backup { file }),
         Sub::Data(sub) => data_command(sub),
+        Sub::Sort(args) => sort_command(args),
         Sub::Restore { file } => Command::Restore(backup::Restore { file }),
         Sub::Bench(args) => Command::Bench(bench_plan(&args)?),
         Sub::Chat { nick, room } => Command::Chat(Chat { nick, room }),
@@ -869,6 +913,19 @@ mod tests {
         assert!(parse_words("data put words - --as xml").expect_err("no format").contains("lines"));
         let Command::Up(up) = command_of("up --data-limit 20GiB") else { panic!("not up") };
         assert_eq!(up.data_limit, Some(20 << 30));
+    }
+
+    #[test]
+    fn a_sort_compares_whole_records_unless_said_otherwise() {
+        let Command::Sort(sort) = command_of("sort words") else { panic!("not sort") };
+        assert_eq!((sort.order, sort.output), (Order::default(), None));
+        let Command::Sort(sort) = command_of("sort people.csv --as csv --by 3 -nru --output sorted") else {
+            panic!("not sort")
+        };
+        let key = SortKey::Fields { first: 3, last: 3 };
+        let order = Order { key, numeric: true, reverse: true, unique: true, stable: false };
+        assert_eq!((sort.order, sort.output), (order, Some("sorted".into())));
+        assert!(parse_words("sort words --by 0").expect_err("no key").contains("bytes:1-10"));
     }
 
     #[test]

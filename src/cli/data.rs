@@ -70,7 +70,7 @@ impl Put {
     }
 }
 
-async fn copy_in(
+pub(super) async fn copy_in(
     mut input: impl AsyncRead + Unpin,
     writer: &mut DatasetWriter<Net>,
     bar: &ProgressBar,
@@ -89,7 +89,7 @@ async fn copy_in(
 }
 
 /// Opens what is to be read; its length, if it has one.
-async fn open(file: &Path) -> Result<(Box<dyn AsyncRead + Unpin + Send>, Option<u64>), Failure> {
+pub(super) async fn open(file: &Path) -> Result<(Box<dyn AsyncRead + Unpin + Send>, Option<u64>), Failure> {
     if file.as_os_str() == "-" {
         return Ok((Box::new(tokio::io::stdin()), None));
     }
@@ -148,7 +148,7 @@ impl Get {
     }
 }
 
-async fn copy_out(
+pub(super) async fn copy_out(
     client: &Client,
     name: &[u8],
     out: &mut (impl AsyncWrite + Unpin),
@@ -224,13 +224,13 @@ pub(super) fn summary_json(summary: &DatasetSummary) -> Value {
         "bytes": summary.bytes, "blocks": summary.blocks})
 }
 
-fn interrupted() -> Failure {
+pub(super) fn interrupted() -> Failure {
     note("interrupted");
     Failure::new(Code::Interrupted, "")
 }
 
 /// How far it is, on standard error; nothing when that is no terminal.
-fn bar(length: Option<u64>) -> ProgressBar {
+pub(super) fn bar(length: Option<u64>) -> ProgressBar {
     let template = if length.is_some() {
         "{bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left"
     } else {

@@ -18,6 +18,7 @@ mod lock;
 mod partial;
 mod recover;
 mod render;
+mod sort;
 mod units;
 mod up;
 
@@ -67,6 +68,7 @@ enum Command {
     DataGet(data::Get),
     DataList,
     DataRemove(data::Remove),
+    Sort(sort::Sort),
     Lock(lock::Run),
     Locks(lock::List),
     Bench(bench::Bench),
@@ -127,6 +129,7 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::DataGet(get) => get.run(&target, output).await,
         Command::DataList => data::list(&target, output).await,
         Command::DataRemove(remove) => remove.run(&target, output).await,
+        Command::Sort(sort) => sort.run(&target, output).await,
         Command::Lock(lock) => lock.run(&target).await,
         Command::Locks(list) => list.run(&target, output).await,
         Command::Bench(bench) => bench.run(&target, output).await,

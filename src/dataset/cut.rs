@@ -131,6 +131,8 @@ mod tests {
     }
 
     proptest! {
+        // Each has megabytes.
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn what_is_cut_is_what_was_pushed_however_it_came(
             lengths in prop::collection::vec(0..300_000usize, 0..12),

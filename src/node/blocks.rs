@@ -8,18 +8,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
+use super::work::Assignment;
 use crate::dataset::BlockId;
 use crate::id::{DatasetId, SwarmId};
 use crate::storage::{BlockError, BlockStore};
-use crate::wire::{BlockRefusal, BlockRequest, BlockResponse, MAX_ASKED_BLOCKS, Refusal, Response};
+use crate::wire::{
+    BlockRefusal, BlockRequest, BlockResponse, MAX_ASKED_BLOCKS, Refusal, Response, WorkRequest,
+};
 
 /// Most requests about blocks that are served at the same time, per node.
 const MAX_REQUESTS: usize = 64;
 /// Most bytes that requests about blocks may bring at the same time, as they were encoded; per node.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
+/// Most requests of jobs that wait for the task that does them.
+const MAX_WAITING_WORK: usize = 256;
 /// Most damaged blocks that wait to be fetched from other replicas. Further ones are found missing by those.
 const MAX_TO_HEAL: usize = 1024;
 /// Most datasets that were given up and are to be looked at. Further ones are looked at when their time is over.
@@ -39,11 +44,15 @@ pub(super) struct Blocks {
     /// Somebody should look at what is kept.
     look: Notify,
     leaving: AtomicBool,
+    /// To the task that does this node's part in jobs.
+    work: mpsc::Sender<Assignment>,
 }
 
 impl Blocks {
-    pub(super) fn new(store: BlockStore) -> Arc<Self> {
-        Arc::new(Self {
+    /// With what is to be done for jobs.
+    pub(super) fn new(store: BlockStore) -> (Arc<Self>, mpsc::Receiver<Assignment>) {
+        let (work, assignments) = mpsc::channel(MAX_WAITING_WORK);
+        let blocks = Arc::new(Self {
             store: Arc::new(store),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             bytes: Arc::new(Semaphore::new(MAX_REQUEST_BYTES)),
@@ -52,7 +61,22 @@ impl Blocks {
             given_up: Mutex::default(),
             look: Notify::new(),
             leaving: AtomicBool::new(false),
-        })
+            work,
+        });
+        (blocks, assignments)
+    }
+
+    /// Lets this node do a part of a job, and answers later.
+    pub(super) fn assign(
+        &self,
+        swarm: SwarmId,
+        request: WorkRequest,
+        respond: impl FnOnce(Response) + Send + 'static,
+    ) {
+        let respond = Box::new(respond);
+        if let Err(full) = self.work.try_send(Assignment { swarm, request, respond }) {
+            (full.into_inner().respond)(Response::Refused(Refusal::Overloaded));
+        }
     }
 
     pub(super) fn store(&self) -> &Arc<BlockStore> {

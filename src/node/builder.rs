@@ -253,7 +253,7 @@ impl NodeBuilder {
         let secret = self.choose_secret(kept.as_ref(), &tickets, &neighbours);
 
         let me = identity.node_id();
-        let blocks = Blocks::new(self.block_store());
+        let (blocks, assignments) = Blocks::new(self.block_store());
         let (inlet, inbox) = inlet(Arc::clone(&blocks));
         let mut config = NetConfig::new(identity, swarm.as_str());
         config.secret.clone_from(&secret);
@@ -310,7 +310,7 @@ impl NodeBuilder {
             Arc::clone(&shared),
         )
         .with_data(data);
-        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime });
+        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime, assignments });
         node.keep_registered(rendezvous, lock);
         Ok(node)
     }

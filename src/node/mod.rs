@@ -14,6 +14,7 @@ mod event;
 mod export;
 mod founding;
 mod merge;
+mod merge_range;
 mod reconcile;
 mod rendezvous;
 mod repair;
@@ -23,11 +24,12 @@ mod swarm;
 #[cfg(test)]
 mod tests;
 mod visitor;
+mod work;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 pub use builder::{
@@ -46,6 +48,7 @@ use clock::Clock;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
 use repair::Repair;
 use runtime::{Input, Runtime, Shared};
+use work::{Assignment, Worker};
 
 /// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
 const LOOKING_LIMIT: Duration = Duration::from_secs(10);
@@ -97,6 +100,7 @@ struct Parts {
     swarm: String,
     secret: Option<Secret>,
     runtime: Runtime,
+    assignments: mpsc::Receiver<Assignment>,
 }
 
 impl Node {
@@ -117,6 +121,15 @@ impl Node {
             stop: parts.shared.stop.clone(),
         };
         tasks.spawn(repair.run());
+        let worker = Worker {
+            me: parts.rpc.me,
+            client: new_client(parts.rpc.clone()),
+            blocks: Arc::clone(&parts.rpc.blocks),
+            rpc: parts.rpc.clone(),
+            assignments: parts.assignments,
+            stop: parts.shared.stop.clone(),
+        };
+        tasks.spawn(worker.run());
         Self {
             rpc: parts.rpc,
             shared: parts.shared,

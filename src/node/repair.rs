@@ -100,7 +100,7 @@ impl Repair {
         if !is_settled {
             let members = members.to_vec();
             self.sweep(known, now).await;
-            if self.replicate(&placement).await {
+            if self.replicate(&placement, known).await {
                 known.settled = Some((members, now));
             }
         }
@@ -122,14 +122,21 @@ impl Repair {
         known.datasets.retain(|id, _| kept.iter().any(|(kept, _)| kept == id));
         for (id, name) in kept {
             let numbers = store.numbers(id);
-            let fresh = Dataset { sealed: false, count: numbers.len(), since: now };
+            let fresh = Dataset { sealed: false, count: 0, since: now };
             let dataset = known.datasets.entry(id).or_insert(fresh);
-            if dataset.count != numbers.len() {
+            let is_new = dataset.count != numbers.len();
+            if is_new {
                 (dataset.count, dataset.since) = (numbers.len(), now);
             }
-            let Ok(found) = self.client.dataset(name).manifest().await else { continue };
-            match found.filter(|manifest| manifest.id == id) {
-                Some(manifest) => {
+            let Ok(found) = self.client.dataset(name.clone()).info().await else { continue };
+            match found.filter(|found| found.summary.id == id) {
+                // What it consists of is known, and nothing came since.
+                Some(_) if dataset.sealed && !is_new => {}
+                Some(_) => {
+                    let Ok(Some(manifest)) = self.client.dataset(name).manifest().await else { continue };
+                    if manifest.id != id {
+                        continue;
+                    }
                     dataset.sealed = true;
                     let named: BTreeSet<u32> = manifest.blocks.iter().map(|block| block.number).collect();
                     // Written twice, or by an attempt that came to nothing.
@@ -155,10 +162,15 @@ impl Repair {
     }
 
     /// Brings blocks to where they belong; whether all are there now, as far as this node has to see to it.
-    async fn replicate(&self, placement: &Placement) -> bool {
+    async fn replicate(&self, placement: &Placement, known: &Known) -> bool {
         let swarm = placement.swarm();
         let mut settled = true;
         for (dataset, name) in self.blocks.store().datasets() {
+            // As long as it is written, its writer sees to it.
+            let is_sealed = known.datasets.get(&dataset).is_some_and(|dataset| dataset.sealed);
+            if !is_sealed && !placement.is_draining(self.me) {
+                continue;
+            }
             let numbers = self.blocks.store().numbers(dataset);
             for numbers in numbers.chunks(MAX_ASKED_BLOCKS) {
                 let blocks: Vec<BlockId> =

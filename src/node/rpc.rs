@@ -32,14 +32,15 @@ impl Rpc for NodeRpc {
             return answer.map_err(|_| RpcError::Lost("time is up"));
         }
         let (respond, response) = oneshot::channel();
+        if let Request::Work { swarm, request } = request {
+            // A caller that gave up is no error.
+            self.blocks.assign(swarm, request, |response| drop(respond.send(response)));
+            return answered(timeout, response).await;
+        }
         let input =
             Input::Request { request, respond: Respond::Here(respond), arrived: Clock.now(), held: None };
         self.inputs.try_send(input).map_err(|_| RpcError::NotSent("the node's queue is full"))?;
-        match tokio::time::timeout(timeout, response).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(_)) => Err(RpcError::Lost("the node stopped")),
-            Err(_) => Err(RpcError::Lost("time is up")),
-        }
+        answered(timeout, response).await
     }
 
     fn linked(&self) -> Vec<NodeId> {
@@ -54,5 +55,13 @@ impl Rpc for NodeRpc {
 
     fn want(&self, node: NodeId, addresses: &[String]) {
         Rpc::want(&self.net, node, addresses);
+    }
+}
+
+async fn answered(timeout: Duration, response: oneshot::Receiver<Response>) -> Result<Response, RpcError> {
+    match tokio::time::timeout(timeout, response).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(_)) => Err(RpcError::Lost("the node stopped")),
+        Err(_) => Err(RpcError::Lost("time is up")),
     }
 }

@@ -231,6 +231,9 @@ impl Inlet {
             Request::Blocks { swarm, request } => {
                 return self.blocks.serve(swarm, request, body.len(), move |response| respond.send(response));
             }
+            Request::Work { swarm, request } => {
+                return self.blocks.assign(swarm, request, move |response| respond.send(response));
+            }
             request => request,
         };
         if role == Role::Visitor
@@ -656,8 +659,8 @@ mod tests {
     use crate::wire::Renewal;
 
     fn blocks() -> Arc<Blocks> {
-        let place = crate::storage::Place::Temporary(std::env::temp_dir());
-        Blocks::new(crate::storage::BlockStore::new(place, 0))
+        let place = storage::Place::Temporary(std::env::temp_dir());
+        Blocks::new(storage::BlockStore::new(place, 0)).0
     }
 
     fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {

@@ -439,7 +439,8 @@ impl Swarm {
             | Request::Leave
             | Request::Stop
             // Answered beside the core.
-            | Request::Blocks { .. } => {
+            | Request::Blocks { .. }
+            | Request::Work { .. } => {
                 return Err(Box::new(Response::Refused(Refusal::BadRequest(
                     "not about one partition".to_owned(),
                 ))));
@@ -522,7 +523,8 @@ impl Swarm {
             | Request::Ticket
             | Request::Leave
             | Request::Stop
-            | Request::Blocks { .. } => {}
+            | Request::Blocks { .. }
+            | Request::Work { .. } => {}
         }
         Ok(())
     }
@@ -565,7 +567,8 @@ impl Swarm {
             | Request::Leave
             | Request::Stop
             | Request::Recover { .. }
-            | Request::Blocks { .. } => None,
+            | Request::Blocks { .. }
+            | Request::Work { .. } => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {

@@ -177,6 +177,10 @@ impl BlockStore {
                 match name.to_str().and_then(|name| name.parse::<SwarmId>().ok()) {
                     Some(found) if found == swarm => self.scan(&mut state, &entry.path())?,
                     Some(_) => fs::remove_dir_all(entry.path())?,
+                    // What an earlier life of the node had beside its blocks.
+                    None if state.root.is_none() && entry.file_type()?.is_dir() => {
+                        fs::remove_dir_all(entry.path())?;
+                    }
                     None => {}
                 }
             }
@@ -415,6 +419,22 @@ impl BlockStore {
         });
         state.root = Some(Arc::clone(&root));
         Ok(root)
+    }
+
+    /// Takes some of the room for other files of the node; `false`: there is not so much.
+    pub fn reserve(&self, bytes: u64) -> bool {
+        let mut state = self.state();
+        let fits = state.used + bytes <= self.budget;
+        if fits {
+            state.used += bytes;
+        }
+        fits
+    }
+
+    /// Gives back what was [reserved](Self::reserve).
+    pub fn release(&self, bytes: u64) {
+        let mut state = self.state();
+        state.used = state.used.saturating_sub(bytes);
     }
 
     /// A directory for other files of the node, beside the blocks; it is emptied when it is first asked for.

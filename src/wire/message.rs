@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{BlockRequest, BlockResponse};
+use super::work::{WorkRequest, WorkResponse};
 use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::replication::GroupMessage;
 use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
@@ -131,6 +132,13 @@ pub enum Request {
         /// What about them.
         request: BlockRequest,
     },
+    /// A part of a job. Answered by [`Response::Work`], beside the node's core.
+    Work {
+        /// The swarm that is meant.
+        swarm: SwarmId,
+        /// What to do.
+        request: WorkRequest,
+    },
 }
 
 impl Request {
@@ -152,7 +160,8 @@ impl Request {
             | Self::Leave
             | Self::Stop
             | Self::Recover { .. }
-            | Self::Blocks { .. } => {}
+            | Self::Blocks { .. }
+            | Self::Work { .. } => {}
         }
         self
     }
@@ -244,6 +253,8 @@ pub enum Response {
     Unknown,
     /// About blocks of datasets.
     Blocks(BlockResponse),
+    /// A part of a job.
+    Work(WorkResponse),
 }
 
 /// What a node answers to one of several renewals: as the response of the same name.

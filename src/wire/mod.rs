@@ -7,6 +7,7 @@ mod blocks;
 mod message;
 #[cfg(test)]
 mod recorded;
+mod work;
 
 use std::future::Future;
 use std::time::Duration;
@@ -18,6 +19,11 @@ pub use message::{
     Consistency, Hello, MAX_PIECE_BYTES, MAX_RENEWALS, MAX_WAIT_MS, MemberView, Message, NodeStatus,
     PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, StorageStatus,
     SwarmState, SwarmView,
+};
+
+pub use work::{
+    InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS, MAX_TASK_BLOCKS, MAX_TOLD_KEY_BYTES,
+    RunRef, WorkError, WorkRequest, WorkResponse,
 };
 
 use crate::id::NodeId;

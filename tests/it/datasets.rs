@@ -20,7 +20,7 @@ use super::swarm::{machine, on, settled, start, within};
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Lines of random letters, not the same twice.
-fn lines(bytes: usize, seed: u64) -> Vec<u8> {
+pub(super) fn lines(bytes: usize, seed: u64) -> Vec<u8> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut data = Vec::with_capacity(bytes + 200);
     while data.len() < bytes {
@@ -31,7 +31,7 @@ fn lines(bytes: usize, seed: u64) -> Vec<u8> {
     data
 }
 
-async fn put<R: Rpc>(client: &Client<R>, name: &str, data: &[u8]) -> DatasetSummary {
+pub(super) async fn put<R: Rpc>(client: &Client<R>, name: &str, data: &[u8]) -> DatasetSummary {
     let mut writer = client.dataset(name).create(Format::Lines).await.unwrap();
     for piece in data.chunks(100_000) {
         writer.write(piece).await.unwrap();
@@ -39,7 +39,7 @@ async fn put<R: Rpc>(client: &Client<R>, name: &str, data: &[u8]) -> DatasetSumm
     writer.finish().await.unwrap()
 }
 
-async fn get<R: Rpc>(client: &Client<R>, name: &str) -> Result<Vec<u8>, DatasetError> {
+pub(super) async fn get<R: Rpc>(client: &Client<R>, name: &str) -> Result<Vec<u8>, DatasetError> {
     let blocks: Vec<_> = client.dataset(name).read().await?.blocks().try_collect().await?;
     Ok(blocks.concat())
 }
@@ -108,7 +108,7 @@ async fn what_was_put_comes_back_byte_for_byte() {
     let data = lines(5 << 20, 1);
     let summary = within("put", put(&client, "words", &data)).await;
     assert_eq!((summary.bytes, summary.blocks), (data.len() as u64, 6));
-    assert_eq!(summary.records, data.iter().filter(|byte| **byte == b'\n').count() as u64);
+    assert_eq!(summary.records, Format::Lines.records(&data).count() as u64);
     for node in &nodes {
         assert_eq!(within("get", get(&node.client(), "words")).await.unwrap(), data);
     }

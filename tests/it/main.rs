@@ -11,4 +11,5 @@ mod first_format;
 mod hasty;
 mod lab;
 mod locks;
+mod sorting;
 mod swarm;

@@ -30,20 +30,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const LAGGARD_GRACE: Duration = Duration::from_millis(200);
 
 /// What all blocks of one writer or reader share.
-pub(super) struct Courier<R> {
+pub(crate) struct Courier<R> {
     pub(super) client: Client<R>,
     placement: Mutex<(Arc<Placement>, Timestamp)>,
 }
 
 impl<R: Rpc> Courier<R> {
-    pub(super) async fn new(client: Client<R>) -> Result<Arc<Self>, DatasetError> {
+    pub(crate) async fn new(client: Client<R>) -> Result<Arc<Self>, DatasetError> {
         let placement = fetch(&client).await?;
         let now = client.now();
         Ok(Arc::new(Self { client, placement: Mutex::new((placement, now)) }))
     }
 
     /// Where blocks belong: as known lately, or asked for anew if that fails.
-    pub(super) async fn placement(&self, fresh: bool) -> Result<Arc<Placement>, DatasetError> {
+    pub(crate) async fn placement(&self, fresh: bool) -> Result<Arc<Placement>, DatasetError> {
         let (known, at) = lock(&self.placement).clone();
         if !fresh && self.client.now().since(at) < PLACEMENT_TTL {
             return Ok(known);
@@ -57,7 +57,7 @@ impl<R: Rpc> Courier<R> {
     }
 
     /// Brings a block to its replicas; returns when a majority of them has it.
-    pub(super) async fn put(
+    pub(crate) async fn put(
         &self,
         block: BlockId,
         name: &[u8],
@@ -120,7 +120,7 @@ impl<R: Rpc> Courier<R> {
     }
 
     /// Fetches a block from whoever has it.
-    pub(super) async fn get(&self, block: BlockId, info: BlockInfo) -> Result<Bytes, DatasetError> {
+    pub(crate) async fn get(&self, block: BlockId, info: BlockInfo) -> Result<Bytes, DatasetError> {
         let deadline = self.client.now() + self.client.deadline;
         let mut fresh = false;
         loop {
@@ -144,7 +144,7 @@ impl<R: Rpc> Courier<R> {
     }
 
     /// Who may have a block: this node, its replicas (not always the same one first), then whoever is linked.
-    fn holders(&self, placement: &Placement, block: BlockId) -> Vec<NodeId> {
+    pub(crate) fn holders(&self, placement: &Placement, block: BlockId) -> Vec<NodeId> {
         let rpc = &self.client.shared.router.rpc;
         let mut nodes = placement.replicas(block).to_vec();
         let turn = block.number as usize % nodes.len().max(1);
@@ -171,14 +171,15 @@ impl<R: Rpc> Courier<R> {
         let request = Request::Blocks { swarm: placement.swarm(), request };
         match rpc.call(node, request, limit).await {
             Ok(Response::Blocks(response)) => Answered::Yes(response),
-            Ok(Response::Refused(Refusal::Overloaded | Refusal::NotServing)) => Answered::NotNow,
+            // To keep or fetch a block twice is no harm.
+            Ok(Response::Refused(Refusal::Overloaded | Refusal::NotServing)) | Err(RpcError::Lost(_)) => {
+                Answered::NotNow
+            }
             Ok(_) => Answered::Never,
             Err(RpcError::NotSent(_)) => {
                 rpc.want(node, placement.addresses(node));
                 Answered::NotNow
             }
-            // To keep or fetch a block twice is no harm.
-            Err(RpcError::Lost(_)) => Answered::NotNow,
         }
     }
 }

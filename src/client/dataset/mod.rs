@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
+pub(crate) use blocks::Courier;
 pub use placement::Placement;
 pub use reader::DatasetReader;
 pub use writer::DatasetWriter;
+pub(super) use writer::seal;
 
 use super::call::{Action, Call, Outcome, Place, unexpected};
 use super::{Client, Error, failure};
@@ -133,7 +135,7 @@ impl<R> fmt::Debug for Dataset<R> {
 }
 
 /// Tells the linked nodes that a dataset is removed or will never be sealed. Others find out by themselves.
-async fn give_up<R: Rpc>(client: &Client<R>, dataset: DatasetId) {
+pub(super) async fn give_up<R: Rpc>(client: &Client<R>, dataset: DatasetId) {
     let Some(view) = client.shared.router.cached() else { return };
     let rpc = &client.shared.router.rpc;
     let tell = |node| {

@@ -62,7 +62,7 @@ impl Placement {
     }
 
     /// Where a node listens.
-    pub(super) fn addresses(&self, node: NodeId) -> &[String] {
+    pub(in crate::client) fn addresses(&self, node: NodeId) -> &[String] {
         self.addresses.get(&node).map_or(&[], Vec::as_slice)
     }
 }

@@ -172,7 +172,7 @@ impl<R> fmt::Debug for DatasetWriter<R> {
 }
 
 /// Gives a dataset its name. All its blocks must be kept.
-pub(super) async fn seal<R: Rpc>(
+pub(in crate::client) async fn seal<R: Rpc>(
     client: &Client<R>,
     name: &[u8],
     manifest: Manifest,
