@@ -26,9 +26,9 @@ fn builder() -> NodeBuilder {
 }
 
 /// Numbered lines in an order that looks like none.
-fn made_up() -> String {
+fn made_up() -> Vec<u8> {
     let scattered = (0..200_000u64).map(|line| line * 7_919 % 200_003);
-    scattered.map(|number| format!("line {number:06}\n")).collect()
+    scattered.flat_map(|number| format!("line {number:06}\n").into_bytes()).collect()
 }
 
 #[tokio::main]
@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             writer.write(&buffer[..count]).await?;
         }
     } else {
-        writer.write(made_up().as_bytes()).await?;
+        writer.write(&made_up()).await?;
     }
     let input = writer.finish().await?;
     println!("{} lines in {} blocks", input.records, input.blocks);

@@ -289,8 +289,10 @@ impl Desk {
         };
         let range = range as usize;
         let part = run.parts.get(range).ok_or(WorkError::NoRun)?;
+        // Behind its end there is nothing.
+        let offset = offset.min(part.bytes);
         let start = run.parts[..range].iter().map(|part| part.bytes).sum::<u64>() + offset;
-        let length = part.bytes.saturating_sub(offset).min(limit);
+        let length = (part.bytes - offset).min(limit);
         let read = move || -> io::Result<Bytes> {
             let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
             let mut file = File::open(&run.path)?;

@@ -80,7 +80,10 @@ impl<R: Rpc> Courier<R> {
                 })
                 .collect();
             let (mut stored, mut reason) = (0, None);
-            loop {
+            let linked = self.client.shared.router.rpc.linked();
+            let linked = replicas.iter().filter(|node| linked.contains(node)).count();
+            // Who cannot even be sent to is not waited for when enough others have it.
+            while stored < needed || stored < linked {
                 let limit = if stored >= needed { LAGGARD_GRACE } else { until.since(self.client.now()) };
                 match tokio::time::timeout(limit, puts.next()).await {
                     Ok(Some(Ok(()))) => stored += 1,
