@@ -27,6 +27,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const ROUND_INTERVAL: Duration = Duration::from_secs(30);
 /// Blocks of a dataset that is not sealed are dropped when nothing was added to them for so long.
 const UNSEALED_TTL: Duration = Duration::from_secs(900);
+/// For so long a dataset that was given up is looked for: blocks of it may still have been on their way.
+const GIVEN_UP_TTL: Duration = Duration::from_secs(10);
 /// Longest wait for an answer about blocks.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,8 @@ pub(super) struct Repair {
 #[derive(Debug, Default)]
 struct Known {
     datasets: BTreeMap<DatasetId, Dataset>,
+    /// Those that were given up, and when.
+    given_up: BTreeMap<DatasetId, Timestamp>,
     /// The members that the last complete round was made for.
     settled: Option<(Vec<NodeId>, Timestamp)>,
 }
@@ -89,13 +93,18 @@ impl Repair {
         for (block, name) in self.blocks.damaged() {
             self.heal(&placement, block, name).await;
         }
+        let now = Clock.now();
+        known.given_up.retain(|_, at| now.since(*at) < GIVEN_UP_TTL);
+        known.given_up.extend(self.blocks.given_up().into_iter().map(|id| (id, now)));
         if self.blocks.store().count() == 0 {
             return;
         }
-        let now = Clock.now();
         let members = placement.members();
         let is_settled = known.settled.as_ref().is_some_and(|(settled, at)| {
-            settled == members && now.since(*at) < ROUND_INTERVAL && !placement.is_draining(self.me)
+            settled == members
+                && now.since(*at) < ROUND_INTERVAL
+                && known.given_up.is_empty()
+                && !placement.is_draining(self.me)
         });
         if !is_settled {
             let members = members.to_vec();
@@ -118,7 +127,6 @@ impl Repair {
     async fn sweep(&self, known: &mut Known, now: Timestamp) {
         let store = self.blocks.store();
         let kept = store.datasets();
-        let given_up = self.blocks.given_up();
         known.datasets.retain(|id, _| kept.iter().any(|(kept, _)| kept == id));
         for (id, name) in kept {
             let numbers = store.numbers(id);
@@ -150,7 +158,7 @@ impl Repair {
                     self.in_store(drop_them).await;
                 }
                 None if dataset.sealed
-                    || given_up.contains(&id)
+                    || known.given_up.contains_key(&id)
                     || now.since(dataset.since) >= UNSEALED_TTL =>
                 {
                     tracing::debug!(dataset = %id, "its blocks are dropped");

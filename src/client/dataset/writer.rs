@@ -59,8 +59,16 @@ impl<R: Rpc> DatasetWriter<R> {
     /// The next bytes, cut anywhere. Waits while four blocks are on their way.
     ///
     /// # Errors
-    /// There will be no dataset then; what comes after an error is not looked at.
+    /// There will be no dataset then, and its blocks were given up.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), DatasetError> {
+        let result = self.try_write(bytes).await;
+        if result.is_err() {
+            self.break_off().await;
+        }
+        result
+    }
+
+    async fn try_write(&mut self, bytes: &[u8]) -> Result<(), DatasetError> {
         let mut full = std::mem::take(&mut self.full);
         let cut = self.cutter.push(bytes, &mut full);
         for block in full.drain(..) {
@@ -97,7 +105,7 @@ impl<R: Rpc> DatasetWriter<R> {
     pub async fn finish(mut self) -> Result<DatasetSummary, DatasetError> {
         let result = self.end().await;
         if !matches!(result, Ok(_) | Err(DatasetError::Store(Error::Unknown))) {
-            self.abort().await;
+            self.break_off().await;
         }
         result
     }
@@ -120,6 +128,10 @@ impl<R: Rpc> DatasetWriter<R> {
 
     /// There will be no dataset: the nodes that can be reached drop its blocks.
     pub async fn abort(mut self) {
+        self.break_off().await;
+    }
+
+    async fn break_off(&mut self) {
         self.under_way.shutdown().await;
         give_up(&self.courier.client, self.id).await;
     }

@@ -360,6 +360,13 @@ impl<R: Rpc> Sort<R> {
             if let Err(error) = &result {
                 tracing::debug!(peer = %node, ?task, %error, "a task is done again");
             }
+            if let (Next::Merge(at), Err(WorkError::RunLost { task })) = (task, &result) {
+                let linked = self.client.shared.router.rpc.linked();
+                let keeper = plan.runs(at).iter().find(|run| run.task == *task).map(|run| run.node);
+                if let Some(gone) = keeper.filter(|node| !linked.contains(node)) {
+                    plan.lose_node(gone);
+                }
+            }
             plan.ended(task, node, result)
                 .map_err(|GivenUp { attempts, error }| SortError::Task { attempts, error })?;
             let (merging, bytes) = plan.progress();

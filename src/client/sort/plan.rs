@@ -224,6 +224,16 @@ impl Plan {
         }
     }
 
+    /// A node is gone, and what it kept with it: all of that is made again, not only what somebody has asked for.
+    pub(super) fn lose_node(&mut self, gone: NodeId) {
+        for task in &mut self.sorts {
+            if matches!(task.state, State::Done(node, _) if node == gone) {
+                task.state = State::Waiting;
+                self.again += 1;
+            }
+        }
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.merges.iter().all(|merge| matches!(merge.state, State::Done(..)))
             && self.sorts.iter().all(|task| matches!(task.state, State::Done(..)))
@@ -435,6 +445,25 @@ mod tests {
         plan.begin(Next::Merge(1));
         plan.ended(Next::Merge(1), node(1), Ok(merged())).unwrap();
         assert!(plan.is_done());
+        assert_eq!(plan.again(), 3);
+    }
+
+    #[test]
+    fn all_that_a_node_kept_is_lost_with_it() {
+        let mut plan = Plan::new(&input(12), &placement(1), 1, SIZES);
+        for (task, on) in [(0, 1), (1, 2), (2, 2)] {
+            plan.begin(Next::Sort(task));
+            plan.ended(Next::Sort(task), node(on), Ok(sorted(1))).unwrap();
+        }
+        plan.begin(Next::Merge(0));
+        plan.ended(Next::Merge(0), node(1), Err(WorkError::RunLost { task: 1 })).unwrap();
+        plan.lose_node(node(2));
+        for task in [1, 2] {
+            assert_eq!(plan.next_for(node(1)), Some(Next::Sort(task)));
+            plan.begin(Next::Sort(task));
+            plan.ended(Next::Sort(task), node(1), Ok(sorted(1))).unwrap();
+        }
+        assert_eq!(plan.next_for(node(1)), Some(Next::Merge(0)));
         assert_eq!(plan.again(), 3);
     }
 
