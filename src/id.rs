@@ -98,6 +98,44 @@ impl FromStr for SwarmId {
     }
 }
 
+/// A dataset: 128 random bits drawn by whoever begins to write it. A name can be given to another dataset later, an
+/// id never.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DatasetId(pub u128);
+
+impl fmt::Display for DatasetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for DatasetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatasetId({self})")
+    }
+}
+
+impl FromStr for DatasetId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 32 {
+            return Err(ParseIdError("dataset id"));
+        }
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| ParseIdError("dataset id"))
+    }
+}
+
+/// A job that several nodes work on: 128 random bits drawn by whoever runs it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(pub u128);
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobId({:08x}..)", self.0 >> 96)
+    }
+}
+
 /// A share of the key space, and the Raft group that replicates it: `0..partitions`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartitionId(pub u32);

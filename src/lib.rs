@@ -5,6 +5,8 @@
 //! - [`id`], [`time`], [`codec`]: names, moments, bytes;
 //! - [`membership`]: who is in the swarm (SWIM);
 //! - [`ring`]: which members hold which partition, a pure function of the members;
+//! - [`dataset`]: how data is cut into blocks, and what is known of them;
+//! - [`sort`]: sorting what does not fit into memory, without network and disk;
 //! - [`state_machine`]: what one partition replicates;
 //! - [`replication`]: all Raft groups of a node as one driver without I/O;
 //! - [`storage`]: what a node keeps on its disk; the only module that touches it for data;
@@ -20,6 +22,7 @@
 pub mod cli;
 pub mod client;
 pub mod codec;
+pub mod dataset;
 pub mod docs;
 pub mod id;
 pub mod membership;
@@ -31,6 +34,7 @@ pub mod net;
 pub mod node;
 pub mod replication;
 pub mod ring;
+pub mod sort;
 pub mod state_machine;
 pub mod storage;
 pub mod time;

@@ -5,7 +5,7 @@
 
 #[cfg(all(feature = "mutations", not(debug_assertions)))]
 compile_error!(
-    "the feature `mutations` plants faults: it is for `cargo test` and `--profile mutations` only"
+    "the feature `mutations` plants faults: it is for `cargo test` and `--profile sim` only"
 );
 
 /// A fault: each is a mistake that one could make.

@@ -1,9 +1,9 @@
 //! `sim`: runs seeds of the simulator and says what they violate.
 //!
 //! ```text
-//! cargo run --release --features sim --bin sim -- --seeds 1000
-//! cargo run --release --features sim --bin sim -- --seed 17 --trace
-//! cargo run --profile mutations --features mutations --bin sim -- --mutations
+//! cargo run --profile sim --features sim --bin sim -- --seeds 1000
+//! cargo run --profile sim --features sim --bin sim -- --seed 17 --trace
+//! cargo run --profile sim --features mutations --bin sim -- --mutations
 //! ```
 
 use std::collections::BTreeMap;
@@ -148,7 +148,7 @@ fn show(report: &Report, args: &Args) {
             Err(error) => say(&format!("no picture, {}: {error}", path.display())),
         }
     }
-    say(&format!("again: cargo run --release --features sim --bin sim -- --seed {} --trace", report.seed));
+    say(&format!("again: cargo run --profile sim --features sim --bin sim -- --seed {} --trace", report.seed));
 }
 
 /// What all runs were together.

@@ -14,11 +14,13 @@ use super::chat::Chat;
 use super::connect::Target;
 use super::kv::{Expectation, Source};
 use super::render::Format;
-use super::units::{parse_duration, parse_positive_duration};
+use super::units::{parse_bytes, parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, backup, bench, inspect, kv, leave, lock, recover};
+use super::{Command, Invocation, backup, bench, data, inspect, kv, leave, lock, recover, sort};
+use crate::dataset::Format as Records;
 use crate::id::FencingToken;
 use crate::node::Reach;
+use crate::sort::{Key as SortKey, Order};
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 const EXAMPLES: &str = "\
@@ -301,6 +303,16 @@ enum Sub {
         file: PathBuf,
     },
 
+    /// Keep data that is larger than any value: write, read, list and remove datasets
+    #[command(subcommand)]
+    Data(DataSub),
+
+    /// Sort a dataset or a file, on all members at once
+    #[command(
+        after_help = "Examples:\n  roundtable sort words --output sorted-words\n  roundtable sort big.txt --output sorted.txt\n  roundtable sort people.csv --as csv --by 3 --numeric\n\nINPUT is a dataset if there is one of that name, otherwise a file; `-` is standard input. The output\nis what the input is, a dataset or a file; a path with a slash is always a file. The order is that of\n`sort` in the C locale. It is checked before it is there: the same records, in order."
+    )]
+    Sort(SortArgs),
+
     /// Run a command while holding a lock
     #[command(
         after_help = "Examples:\n  roundtable lock nightly -- ./backup.sh\n  roundtable lock pool -n 3 --wait 1m -- ./crunch\n  roundtable lock --list\n\nThe command finds the lock's name in ROUNDTABLE_LOCK_NAME and the fencing token in\nROUNDTABLE_LOCK_TOKEN. Its exit code is passed on. Exit code 8: not acquired, the command\nwas not run. Exit code 9: the lock was lost; the command and all its children were told to end\n(SIGTERM), and were ended (SIGKILL) after the grace time."
@@ -352,6 +364,95 @@ enum Sub {
 
     /// Print the version of the program and of its protocol
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataSub {
+    /// Write a dataset
+    #[command(
+        after_help = "Examples:\n  roundtable data put words words.txt\n  zcat log.gz | roundtable data put log -\n  roundtable data put people people.csv --as csv\n\nIt is cut into blocks of whole records, at most 1 MiB each, and each block is kept by up to three\nmembers. The dataset is there when all of it is, and never changes. Exit code 4 if there is one of\nthat name."
+    )]
+    Put {
+        #[command(flatten)]
+        name: DatasetName,
+        /// What to write; `-` reads standard input
+        file: PathBuf,
+        /// What its records are: lines, records (each behind its length, 32 bits little endian), or csv (a line end
+        /// within double quotes does not end a record)
+        #[arg(long = "as", value_name = "RECORDS", default_value = "lines")]
+        records: Records,
+    },
+    /// Read a dataset
+    #[command(after_help = "Byte for byte what was written. Exit code 3 if there is none of that name.")]
+    Get {
+        #[command(flatten)]
+        name: DatasetName,
+        /// Where to; standard output unless given
+        #[arg(default_value = "-", hide_default_value = true)]
+        file: PathBuf,
+    },
+    /// List the datasets
+    List,
+    /// Remove a dataset
+    #[command(after_help = "Exit code 3 if there is none of that name.")]
+    Rm {
+        #[command(flatten)]
+        name: DatasetName,
+    },
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+struct SortArgs {
+    /// A dataset, a file, or `-`
+    #[arg(value_name = "INPUT")]
+    input: OsString,
+    /// A dataset or a file; standard output unless given
+    #[arg(long, short, value_name = "OUTPUT")]
+    output: Option<OsString>,
+    /// What to compare: a field (2), fields (2-3), or bytes (bytes:1-10), counted from 1; the whole record unless
+    /// given
+    #[arg(long, value_name = "KEY")]
+    by: Option<SortKey>,
+    /// Compare numbers
+    #[arg(long, short)]
+    numeric: bool,
+    /// The other way round
+    #[arg(long, short)]
+    reverse: bool,
+    /// Of records with equal keys only the first
+    #[arg(long, short)]
+    unique: bool,
+    /// Leave records with equal keys in the order of the input
+    #[arg(long, short)]
+    stable: bool,
+    /// What the records of a file are: lines, records or csv
+    #[arg(long = "as", value_name = "RECORDS", default_value = "lines")]
+    records: Records,
+}
+
+fn sort_command(args: SortArgs) -> Command {
+    let SortArgs { input, output, by, numeric, reverse, unique, stable, records } = args;
+    let order = Order { key: by.unwrap_or_default(), numeric, reverse, unique, stable };
+    Command::Sort(sort::Sort { input, output, order, records })
+}
+
+#[derive(Debug, Args)]
+struct DatasetName {
+    /// The dataset's name: 1 byte to 4 KiB
+    #[arg(value_name = "NAME", value_parser = OsStringValueParser::new().try_map(parse_key))]
+    name: Bytes,
+}
+
+fn data_command(sub: DataSub) -> Command {
+    match sub {
+        DataSub::Put { name, file, records } => {
+            Command::DataPut(data::Put { name: name.name.0, file, records })
+        }
+        DataSub::Get { name, file } => Command::DataGet(data::Get { name: name.name.0, file }),
+        DataSub::List => Command::DataList,
+        DataSub::Rm { name } => Command::DataRemove(data::Remove { name: name.name.0 }),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -464,6 +565,9 @@ struct UpArgs {
     /// After how long a crashed member's replicas are made anew elsewhere
     #[arg(long, value_name = "TIME", env = "ROUNDTABLE_REPLACE_AFTER", hide_env_values = true, value_parser = parse_duration)]
     replace_after: Option<Duration>,
+    /// How many bytes of datasets this node keeps at most, for example 20GiB; unless given, 16 GiB
+    #[arg(long, value_name = "SIZE", env = "ROUNDTABLE_DATA_LIMIT", hide_env_values = true, value_parser = parse_bytes)]
+    data_limit: Option<u64>,
     /// How much this node takes, relative to others
     #[arg(long, value_name = "N", env = "ROUNDTABLE_WEIGHT", hide_env_values = true)]
     weight: Option<NonZeroU32>,
@@ -575,6 +679,8 @@ fn command(sub: Sub) -> Result<Command, String> {
         }
         Sub::Elect { name, run } => Command::Lock(locked(name.0, lock::Kind::Election, run)?),
         Sub::Backup { file } => Command::Backup(backup::Backup { file }),
+        Sub::Data(sub) => data_command(sub),
+        Sub::Sort(args) => sort_command(args),
         Sub::Restore { file } => Command::Restore(backup::Restore { file }),
         Sub::Bench(args) => Command::Bench(bench_plan(&args)?),
         Sub::Chat { nick, room } => Command::Chat(Chat { nick, room }),
@@ -605,6 +711,7 @@ fn up(args: UpArgs) -> Result<Up, String> {
         partitions: args.partitions.map(NonZeroU32::get),
         data_dir: args.data_dir,
         replace_after: args.replace_after,
+        data_limit: args.data_limit,
         weight: args.weight.map(NonZeroU32::get),
     })
 }
@@ -798,6 +905,34 @@ mod tests {
             panic!("not restore")
         };
         assert_eq!(restore.file, PathBuf::from("monday.rtb"));
+    }
+
+    #[test]
+    fn a_dataset_is_written_as_lines_unless_said_otherwise() {
+        let Command::DataPut(put) = command_of("data put words -") else { panic!("not data put") };
+        assert_eq!((put.name.as_slice(), put.records), (&b"words"[..], Records::Lines));
+        let Command::DataPut(put) = command_of("data put people people.csv --as csv") else {
+            panic!("not data put")
+        };
+        assert_eq!((put.file, put.records), (PathBuf::from("people.csv"), Records::Csv));
+        let Command::DataGet(get) = command_of("data get words") else { panic!("not data get") };
+        assert_eq!(get.file, PathBuf::from("-"));
+        assert!(parse_words("data put words - --as xml").expect_err("no format").contains("lines"));
+        let Command::Up(up) = command_of("up --data-limit 20GiB") else { panic!("not up") };
+        assert_eq!(up.data_limit, Some(20 << 30));
+    }
+
+    #[test]
+    fn a_sort_compares_whole_records_unless_said_otherwise() {
+        let Command::Sort(sort) = command_of("sort words") else { panic!("not sort") };
+        assert_eq!((sort.order, sort.output), (Order::default(), None));
+        let Command::Sort(sort) = command_of("sort people.csv --as csv --by 3 -nru --output sorted") else {
+            panic!("not sort")
+        };
+        let key = SortKey::Fields { first: 3, last: 3 };
+        let order = Order { key, numeric: true, reverse: true, unique: true, stable: false };
+        assert_eq!((sort.order, sort.output), (order, Some("sorted".into())));
+        assert!(parse_words("sort words --by 0").expect_err("no key").contains("bytes:1-10"));
     }
 
     #[test]

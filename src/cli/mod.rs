@@ -9,13 +9,16 @@ mod backup;
 mod bench;
 mod chat;
 mod connect;
+mod data;
 mod exit;
 mod inspect;
 mod kv;
 mod leave;
 mod lock;
+mod partial;
 mod recover;
 mod render;
+mod sort;
 mod units;
 mod up;
 
@@ -62,6 +65,11 @@ enum Command {
     Recover(recover::Recover),
     Backup(backup::Backup),
     Restore(backup::Restore),
+    DataPut(data::Put),
+    DataGet(data::Get),
+    DataList,
+    DataRemove(data::Remove),
+    Sort(sort::Sort),
     Lock(lock::Run),
     Locks(lock::List),
     Bench(bench::Bench),
@@ -126,6 +134,11 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::Recover(recover) => recover.run(&target, output).await,
         Command::Backup(backup) => backup.run(&target, output).await,
         Command::Restore(restore) => restore.run(&target, output).await,
+        Command::DataPut(put) => put.run(&target, output).await,
+        Command::DataGet(get) => get.run(&target, output).await,
+        Command::DataList => data::list(&target, output).await,
+        Command::DataRemove(remove) => remove.run(&target, output).await,
+        Command::Sort(sort) => sort.run(&target, output).await,
         Command::Lock(lock) => lock.run(&target).await,
         Command::Locks(list) => list.run(&target, output).await,
         Command::Bench(bench) => bench.run(&target, output).await,

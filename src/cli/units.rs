@@ -36,6 +36,30 @@ pub(super) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads `512MiB`, `20GiB`, `1TiB`, also `KB`, `MB`, `GB`, `TB` (powers of 1000); a number alone is bytes.
+///
+/// # Errors
+/// A sentence that names the right form.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: write for example 512MiB, 20GiB or 1TB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
 /// Writes a duration with at most three digits that matter: `830us`, `12.4ms`, `5s`, `2m 5s`, `3h 20m`.
 #[expect(
     clippy::cast_precision_loss,
@@ -151,6 +175,16 @@ mod tests {
             assert!(error.contains("250ms"), "{error}");
         }
         assert!(parse_positive_duration("0").is_err());
+    }
+
+    #[test]
+    fn sizes_are_read_in_every_unit() {
+        for (text, bytes) in [("0", 0), ("12B", 12), ("3KB", 3000), ("2MiB", 2 << 20), ("20GiB", 20 << 30)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "1.5GiB", "-1", "3 pounds", "99999999TiB"] {
+            assert!(parse_bytes(text).expect_err(text).contains("20GiB"));
+        }
     }
 
     #[test]

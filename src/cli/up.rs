@@ -32,6 +32,8 @@ pub(super) struct Up {
     pub(super) data_dir: Option<PathBuf>,
     /// Grace for crashed members; `None`: the default.
     pub(super) replace_after: Option<Duration>,
+    /// Bytes of datasets that are kept at most; `None`: the default.
+    pub(super) data_limit: Option<u64>,
     /// Share relative to others; `None`: the default.
     pub(super) weight: Option<u32>,
 }

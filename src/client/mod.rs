@@ -9,12 +9,14 @@
 
 mod backup;
 mod call;
+mod dataset;
 mod error;
 mod lock;
 mod outbox;
 mod router;
 mod scan;
 mod session;
+mod sort;
 #[cfg(test)]
 mod tests;
 
@@ -33,8 +35,11 @@ pub use backup::{
     BackupError, BackupProgress, BackupSummary, FileError, RESTORE_LEAP, RestoreError, RestoreProgress,
     RestoreSummary,
 };
+pub(crate) use dataset::Courier;
+pub use dataset::{Dataset, DatasetError, DatasetReader, DatasetWriter, Placement};
 pub use error::{Error, Outcome};
 pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
+pub use sort::{Sort, SortError, SortProgress, SortStage, SortSummary};
 
 use crate::id::{NodeId, PartitionId, SessionId, Version};
 use crate::state_machine::{Operation, Query, Reply, Watch};

@@ -9,6 +9,7 @@ use rand::RngExt;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::blocks::Blocks;
 use super::clock::Clock;
 use super::core::{Core, CoreConfig};
 use super::data::{Data, DataError, Found, FoundSwarm};
@@ -18,7 +19,7 @@ use super::runtime::{Runtime, Shared, inlet};
 use super::{Node, Parts};
 use crate::net::{Identity, Net, NetConfig, NetError, PortPolicy, Secret, Ticket, TicketError};
 use crate::ring::{DEFAULT_WEIGHT, MAX_WEIGHT, PartitionCount, PartitionCountError};
-use crate::storage::Progress;
+use crate::storage::{BlockStore, DEFAULT_BLOCK_BUDGET, Place, Progress};
 
 /// Name of the swarm if none is given.
 pub const DEFAULT_SWARM: &str = "default";
@@ -30,6 +31,8 @@ pub const REPLICAS: usize = 3;
 pub const MAX_SWARM_NAME_BYTES: usize = 64;
 /// Events that wait for a slow listener, per listener; older ones are lost to it.
 const EVENT_QUEUE: usize = 1024;
+/// Where blocks of datasets are in the data directory.
+const BLOCKS: &str = "blocks";
 /// How long to wait for another process of this user that is founding the same swarm.
 const FOUNDING_LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long nodes of this user on this machine, which are known to live, are given to answer.
@@ -65,6 +68,7 @@ pub struct NodeBuilder {
     runtime_directory: RuntimeDirectory,
     data_dir: Option<PathBuf>,
     loading: Option<Loading>,
+    block_budget: u64,
 }
 
 /// Hears how far the reading of the data directory is.
@@ -101,6 +105,7 @@ impl Default for NodeBuilder {
             runtime_directory: RuntimeDirectory::Default,
             data_dir: None,
             loading: None,
+            block_budget: DEFAULT_BLOCK_BUDGET,
         }
     }
 }
@@ -205,6 +210,13 @@ impl NodeBuilder {
         self
     }
 
+    /// How many bytes of blocks of datasets the node keeps at most: below its data directory, or, without one, in the
+    /// system's directory for temporary files. Default [`DEFAULT_BLOCK_BUDGET`].
+    pub fn block_budget(mut self, bytes: u64) -> Self {
+        self.block_budget = bytes;
+        self
+    }
+
     /// Starts the node. It listens when this returns; whether it has a swarm yet tells [`Node::ready`].
     ///
     /// # Errors
@@ -241,7 +253,8 @@ impl NodeBuilder {
         let secret = self.choose_secret(kept.as_ref(), &tickets, &neighbours);
 
         let me = identity.node_id();
-        let (inlet, inbox) = inlet();
+        let (blocks, assignments) = Blocks::new(self.block_store());
+        let (inlet, inbox) = inlet(Arc::clone(&blocks));
         let mut config = NetConfig::new(identity, swarm.as_str());
         config.secret.clone_from(&secret);
         config.listen = self.listen();
@@ -280,7 +293,7 @@ impl NodeBuilder {
         };
         let resume = kept.map(|kept| kept.resume);
         let core = Core::new(me, core_config, resume, rand::rng().random(), Clock.now());
-        let rpc = NodeRpc { me, inputs: inlet.inputs(), net };
+        let rpc = NodeRpc { me, inputs: inlet.inputs(), net, blocks };
         let shared = Arc::new(Shared {
             events: broadcast::channel(EVENT_QUEUE).0,
             swarm: watch::channel(None).0,
@@ -297,9 +310,17 @@ impl NodeBuilder {
             Arc::clone(&shared),
         )
         .with_data(data);
-        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime });
+        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime, assignments });
         node.keep_registered(rendezvous, lock);
         Ok(node)
+    }
+
+    fn block_store(&self) -> BlockStore {
+        let place = match &self.data_dir {
+            Some(directory) => Place::Kept(directory.join(BLOCKS)),
+            None => Place::Temporary(std::env::temp_dir()),
+        };
+        BlockStore::new(place, self.block_budget)
     }
 
     /// Reads what the data directory holds, if there is one.

@@ -297,6 +297,13 @@ impl Core {
         self.outputs.push_back(Output::Event(event));
     }
 
+    /// So many blocks of datasets are kept here: who leaves hands them over first.
+    pub(super) fn note_blocks(&mut self, count: usize) {
+        if let Stage::Serving(swarm) = &mut self.stage {
+            swarm.note_blocks(count);
+        }
+    }
+
     /// The store wants the state of a partition, to cut its log.
     pub(super) fn keep_state(&mut self, partition: PartitionId) {
         if let Stage::Serving(swarm) = &mut self.stage {

@@ -78,9 +78,9 @@ pub enum NodeEvent {
         /// The swarm that the node joins.
         into: SwarmId,
     },
-    /// The node is leaving and still holds so many replicas.
+    /// The node is leaving and still holds so many replicas and blocks of datasets.
     Draining {
-        /// Replicas still held.
+        /// Replicas and blocks still held.
         remaining: usize,
     },
     /// The node has left its swarm and holds nothing.

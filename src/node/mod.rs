@@ -5,6 +5,7 @@
 //! (`rendezvous`). Inside the core: `founding` finds or makes the swarm, `swarm` is the part in it, and
 //! `reconcile` moves replicas to where the ring wants them; `merge` dissolves an empty swarm into another.
 
+mod blocks;
 mod builder;
 mod clock;
 mod core;
@@ -13,8 +14,10 @@ mod event;
 mod export;
 mod founding;
 mod merge;
+mod merge_range;
 mod reconcile;
 mod rendezvous;
+mod repair;
 mod rpc;
 mod runtime;
 // On top of everything else, but it looks into nodes as nobody else does.
@@ -25,11 +28,12 @@ mod swarm;
 #[cfg(test)]
 mod tests;
 mod visitor;
+mod work;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 pub use builder::{
@@ -46,7 +50,9 @@ use crate::net::Secret;
 use crate::wire::Rpc;
 use clock::Clock;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
+use repair::Repair;
 use runtime::{Input, Runtime, Shared};
+use work::{Assignment, Worker};
 
 /// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
 const LOOKING_LIMIT: Duration = Duration::from_secs(10);
@@ -98,6 +104,7 @@ struct Parts {
     swarm: String,
     secret: Option<Secret>,
     runtime: Runtime,
+    assignments: mpsc::Receiver<Assignment>,
 }
 
 impl Node {
@@ -110,6 +117,23 @@ impl Node {
         let first_events = parts.shared.events.subscribe();
         let mut tasks = JoinSet::new();
         tasks.spawn(parts.runtime.run());
+        let repair = Repair {
+            me: parts.rpc.me,
+            client: new_client(parts.rpc.clone()),
+            blocks: Arc::clone(&parts.rpc.blocks),
+            rpc: parts.rpc.clone(),
+            stop: parts.shared.stop.clone(),
+        };
+        tasks.spawn(repair.run());
+        let worker = Worker {
+            me: parts.rpc.me,
+            client: new_client(parts.rpc.clone()),
+            blocks: Arc::clone(&parts.rpc.blocks),
+            rpc: parts.rpc.clone(),
+            assignments: parts.assignments,
+            stop: parts.shared.stop.clone(),
+        };
+        tasks.spawn(worker.run());
         Self {
             rpc: parts.rpc,
             shared: parts.shared,

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, ones
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::blocks::Blocks;
 use super::builder::make_ticket;
 use super::clock::Clock;
 use super::core::{Core, Output, Purpose};
@@ -161,6 +162,7 @@ pub(super) struct Inlet {
     request_bytes: Arc<Semaphore>,
     message_bytes: Arc<Semaphore>,
     last_turn: Arc<LastTurn>,
+    blocks: Arc<Blocks>,
 }
 
 /// The other end of an [`Inlet`].
@@ -188,7 +190,7 @@ impl LastTurn {
 }
 
 /// A queue into the core.
-pub(super) fn inlet() -> (Inlet, Inbox) {
+pub(super) fn inlet(blocks: Arc<Blocks>) -> (Inlet, Inbox) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_INPUTS);
     let links = Arc::new(LinkChanges::default());
     let wake = Arc::new(Notify::new());
@@ -200,6 +202,7 @@ pub(super) fn inlet() -> (Inlet, Inbox) {
         request_bytes: Arc::new(Semaphore::new(MAX_QUEUED_REQUEST_BYTES)),
         message_bytes: Arc::new(Semaphore::new(MAX_QUEUED_MESSAGE_BYTES)),
         last_turn: Arc::clone(&last_turn),
+        blocks,
     };
     (inlet, Inbox { inputs: receiver, links, wake, last_turn })
 }
@@ -223,6 +226,15 @@ impl Inlet {
                 tracing::warn!(peer = %from, %error, "request refused");
                 return respond.send(Response::Refused(Refusal::BadRequest(error.to_string())));
             }
+        };
+        let request = match request {
+            Request::Blocks { swarm, request } => {
+                return self.blocks.serve(swarm, request, body.len(), move |response| respond.send(response));
+            }
+            Request::Work { swarm, request } => {
+                return self.blocks.assign(swarm, request, move |response| respond.send(response));
+            }
+            request => request,
         };
         if role == Role::Visitor
             && matches!(&request, Request::Write { operation, .. } if operation.is_for_members())
@@ -533,6 +545,7 @@ impl Runtime {
     /// Does what the core wants. An error: why the disk failed.
     fn carry_out(&mut self) -> Result<(), String> {
         let now = self.clock.now();
+        self.core.note_blocks(self.rpc.blocks.store().count());
         while let Some(output) = self.core.poll_output(now) {
             match output {
                 Output::Send { to, message } => {
@@ -681,6 +694,11 @@ mod tests {
     use crate::state_machine::{Operation, Origin};
     use crate::wire::{Hello, Renewal, SwarmState};
 
+    fn blocks() -> Arc<Blocks> {
+        let place = storage::Place::Temporary(std::env::temp_dir());
+        Blocks::new(storage::BlockStore::new(place, 0)).0
+    }
+
     fn runtime(inbox: Inbox, rpc: NodeRpc, net_events: mpsc::Receiver<NetEvent>) -> Runtime {
         let config = CoreConfig {
             name: "test".to_owned(),
@@ -724,7 +742,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_is_bounded_in_bytes() {
-        let (inlet, mut inbox) = inlet();
+        let (inlet, mut inbox) = inlet(blocks());
         let peer = NodeId::from_public_key([1; 32]);
         let request = put(1 << 20);
         let fitting = MAX_QUEUED_REQUEST_BYTES / request.len();
@@ -748,7 +766,7 @@ mod tests {
 
     #[test]
     fn a_visitor_may_not_seal() {
-        let (inlet, _inbox) = inlet();
+        let (inlet, _inbox) = inlet(blocks());
         let seal = write(Operation::Seal { into: SwarmId(2), attempt: 1, epoch: None });
         assert!(matches!(ask(&inlet, Role::Visitor, &seal), Some(Response::Refused(Refusal::BadRequest(_)))));
         assert_eq!(ask(&inlet, Role::Member, &seal), None);
@@ -757,10 +775,10 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn renewals_that_come_together_are_answered_together() {
-        let (inlet, inbox) = inlet();
+        let (inlet, inbox) = inlet(blocks());
         let config = NetConfig::new(Identity::generate(), "test");
         let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
-        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone(), blocks: blocks() };
         let mut runtime = runtime(inbox, rpc, net_events);
         let mut handle = |count: usize| {
             let renewal = |number| Renewal {
@@ -787,10 +805,10 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_last_word_of_a_link_is_heard() {
-        let (inlet, inbox) = inlet();
+        let (inlet, inbox) = inlet(blocks());
         let config = NetConfig::new(Identity::generate(), "test");
         let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
-        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone(), blocks: blocks() };
         let mut runtime = runtime(inbox, rpc, net_events);
         let peer = NodeId::from_public_key([1; 32]);
         let state = SwarmState::Founded { swarm: SwarmId(1), partitions: 8 };
@@ -809,11 +827,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_is_older_than_a_session_allows_is_not_handled() {
-        let (inlet, inbox) = inlet();
+        let (inlet, inbox) = inlet(blocks());
         let mut config = NetConfig::new(Identity::generate(), "test");
         config.listen = vec!["127.0.0.1:0".to_owned()];
         let (net, net_events) = Net::start(config, Arc::new(inlet.clone())).await.unwrap();
-        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone() };
+        let rpc = NodeRpc { me: net.node_id(), inputs: inlet.inputs(), net: net.clone(), blocks: blocks() };
         let mut runtime = runtime(inbox, rpc, net_events);
         let mut handle = |arrived| {
             let (respond, mut response) = oneshot::channel();
@@ -828,7 +846,7 @@ mod tests {
         assert_eq!(handle(old), Response::Refused(Refusal::Overloaded));
 
         // The machine sleeps, with a link.
-        let (peer_inlet, _peer_inbox) = super::inlet();
+        let (peer_inlet, _peer_inbox) = super::inlet(blocks());
         let config = NetConfig::new(Identity::generate(), "test");
         let (peer, _events) = Net::start(config, Arc::new(peer_inlet)).await.unwrap();
         peer.dial(&net.listen_addresses()[0]).unwrap();

@@ -90,6 +90,8 @@ pub(super) struct Swarm {
     others_stopping: BTreeSet<NodeId>,
     /// Whether the members that count may have changed since the ring was made.
     stale_ring: bool,
+    /// Blocks of datasets that are kept here.
+    blocks: usize,
     /// `Some` while leaving: the number of replicas told last.
     leaving: Option<usize>,
     outputs: VecDeque<Output>,
@@ -176,6 +178,7 @@ impl Swarm {
             stopping: false,
             others_stopping: BTreeSet::new(),
             stale_ring: false,
+            blocks: 0,
             leaving: None,
             outputs: VecDeque::new(),
         }
@@ -213,6 +216,10 @@ impl Swarm {
     /// The disk is full, or has room again.
     pub(super) fn set_full(&mut self, full: bool) {
         self.driver.set_full(full);
+    }
+
+    pub(super) fn note_blocks(&mut self, count: usize) {
+        self.blocks = count;
     }
 
     /// The store wants the state of a partition.
@@ -438,7 +445,14 @@ impl Swarm {
                 return Err(Box::new(self.recover(*swarm, *partition, *empty, now)));
             }
             // Several renewals are taken apart before they come here.
-            Request::Renew { .. } | Request::Status | Request::Ticket | Request::Leave | Request::Stop => {
+            Request::Renew { .. }
+            | Request::Status
+            | Request::Ticket
+            | Request::Leave
+            | Request::Stop
+            // Answered beside the core.
+            | Request::Blocks { .. }
+            | Request::Work { .. } => {
                 return Err(Box::new(Response::Refused(Refusal::BadRequest(
                     "not about one partition".to_owned(),
                 ))));
@@ -520,7 +534,9 @@ impl Swarm {
             | Request::Status
             | Request::Ticket
             | Request::Leave
-            | Request::Stop => {}
+            | Request::Stop
+            | Request::Blocks { .. }
+            | Request::Work { .. } => {}
         }
         Ok(())
     }
@@ -562,7 +578,9 @@ impl Swarm {
             | Request::Ticket
             | Request::Leave
             | Request::Stop
-            | Request::Recover { .. } => None,
+            | Request::Recover { .. }
+            | Request::Blocks { .. }
+            | Request::Work { .. } => None,
         };
         match key {
             Some(key) if self.ring.partition_of(key) != partition => {
@@ -908,7 +926,7 @@ impl Swarm {
     /// Reports progress; returns whether nothing keeps this node here any more.
     fn try_to_go(&mut self, now: Timestamp) -> bool {
         let others = self.ring.members().iter().any(|node| *node != self.me);
-        let held = self.driver.replicas().count();
+        let held = self.driver.replicas().count() + self.blocks;
         if held > 0 && others {
             if self.leaving != Some(held) {
                 self.leaving = Some(held);

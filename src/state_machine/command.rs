@@ -7,7 +7,8 @@ use super::import::{ImportState, Imported, MAX_IMPORTED, MAX_IMPORTED_BYTES, che
 use super::lock::{
     Claim, LockMode, MAX_HOLDERS, MAX_LEASE_MS, MAX_RENEWED, MIN_LEASE_MS, check_lease, check_note,
 };
-use crate::id::{FencingToken, SessionId, SwarmId, Version};
+use crate::dataset::{MAX_BLOCK_BYTES, MAX_BLOCKS, Manifest};
+use crate::id::{DatasetId, FencingToken, SessionId, SwarmId, Version};
 
 /// Longest key, in bytes; the shortest is 1.
 pub const MAX_KEY_BYTES: usize = 4 * 1024;
@@ -212,10 +213,27 @@ pub enum Operation {
         /// At most [`MAX_IMPORTED`], and [`MAX_IMPORTED_BYTES`] of keys and values unless it is one alone.
         items: Vec<Imported>,
     },
+    /// Give a dataset its name: from now on it is there. All its blocks must be kept by a majority of their replicas.
+    /// Answered by [`Reply::DatasetSealed`], [`Reply::DatasetExists`] or [`Reply::TooManyDatasets`].
+    SealDataset {
+        /// The name.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// The dataset.
+        manifest: Manifest,
+    },
+    /// Remove a dataset; the nodes then drop its blocks. Answered by [`Reply::DatasetRemoved`].
+    RemoveDataset {
+        /// The name.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Only this one; `None`: whichever has the name.
+        id: Option<DatasetId>,
+    },
 }
 
 impl Operation {
-    /// The key or lock that the operation is about, if any: it decides the partition.
+    /// The key, lock or dataset that the operation is about, if any: it decides the partition.
     pub fn key(&self) -> Option<&[u8]> {
         match self {
             Self::Put { key, .. }
@@ -228,7 +246,9 @@ impl Operation {
             | Self::Acquire { name: key, .. }
             | Self::Renew { name: key, .. }
             | Self::Release { name: key, .. }
-            | Self::Proclaim { name: key, .. } => Some(key),
+            | Self::Proclaim { name: key, .. }
+            | Self::SealDataset { name: key, .. }
+            | Self::RemoveDataset { name: key, .. } => Some(key),
             Self::Advance
             | Self::Seal { .. }
             | Self::Unseal { .. }
@@ -277,6 +297,7 @@ impl Operation {
             Self::Proclaim { note, .. } => check_note(note),
             Self::Raise { above } if above.0 > MAX_RAISED => Err(LimitError::Raised),
             Self::Import { items, .. } => check_items(items),
+            Self::SealDataset { manifest, .. } if !manifest.is_sound() => Err(LimitError::Blocks),
             Self::Renew { numbers, .. } if numbers.len() > MAX_RENEWED => Err(LimitError::Renewals),
             _ => Ok(()),
         }
@@ -318,6 +339,9 @@ pub enum LimitError {
     /// More of a backup in one part than allowed.
     #[error("a part of a backup has at most {MAX_IMPORTED} items and {MAX_IMPORTED_BYTES} bytes")]
     Imports,
+    /// A dataset beyond its limits.
+    #[error("a dataset has at most {MAX_BLOCKS} blocks of {MAX_BLOCK_BYTES} bytes")]
+    Blocks,
 }
 
 pub(super) fn check_key(key: &[u8]) -> Result<(), LimitError> {
@@ -445,4 +469,21 @@ pub enum Reply {
         /// After this part.
         state: ImportState,
     },
+    /// The dataset has its name.
+    DatasetSealed {
+        /// When it was sealed.
+        version: Version,
+    },
+    /// Nothing changed: another dataset has the name.
+    DatasetExists {
+        /// Which.
+        id: DatasetId,
+    },
+    /// The name is free.
+    DatasetRemoved {
+        /// Which dataset had it; `None`: none, or another one than was meant, and nothing changed.
+        id: Option<DatasetId>,
+    },
+    /// Nothing changed: the partition knows as many datasets, or as much of them, as it can.
+    TooManyDatasets,
 }

@@ -15,6 +15,7 @@
 //! **Retries** are recognised by sessions: see [`MAX_DEADLINE`], [`SESSION_TTL`].
 
 mod command;
+mod datasets;
 mod fence;
 #[cfg(test)]
 mod fuzz;
@@ -34,6 +35,7 @@ mod tests;
 pub use command::{
     Command, LimitError, MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation, Origin, PartitionTime, Reply,
 };
+pub use datasets::{MAX_DATASETS, MAX_LISTED_DATASETS, MAX_MANIFEST_BYTES, SealedDataset};
 pub use fence::MAX_FENCED;
 pub use import::{ImportState, Imported, MAX_IMPORTED, MAX_IMPORTED_BYTES};
 pub use lock::{
@@ -49,6 +51,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::DecodeError;
 use crate::id::{SwarmId, Version};
+use datasets::Datasets;
 use fence::Fences;
 use kv::{Keys, Slot};
 use lock::{Locks, Wish};
@@ -68,6 +71,7 @@ pub struct StateMachine {
     keys: Keys,
     fences: Fences,
     locks: Locks,
+    datasets: Datasets,
     sessions: Sessions,
     /// How far a backup has been put back, if one was begun to be.
     import: Option<ImportState>,
@@ -202,6 +206,8 @@ impl StateMachine {
                 Ok(()) => Reply::Deleted { existed: self.keys.remove(&key) },
                 Err(answer) => answer,
             },
+            Operation::SealDataset { name, manifest } => self.datasets.seal(name, manifest, version),
+            Operation::RemoveDataset { name, id } => self.datasets.remove(&name, id),
         }
     }
 
@@ -249,6 +255,8 @@ impl StateMachine {
             Query::Lock { name } => Answer::Lock(self.locks.view(name, self.time)),
             Query::Place { claim, .. } => Answer::Place(self.locks.place_state(*claim)),
             Query::Locks { after, limit } => self.locks.page(after, *limit, self.time),
+            Query::Dataset { name, with_blocks } => Answer::Dataset(self.datasets.get(name, *with_blocks)),
+            Query::Datasets { after, limit } => self.datasets.page(after, *limit),
             Query::Contents => Answer::Contents { empty: self.is_empty(), import: self.import },
         }
     }
@@ -296,15 +304,15 @@ impl StateMachine {
         self.keys.len()
     }
 
-    /// Whether nothing is held that somebody may rely on: no key, no lock, and no token that a key was written
-    /// with.
+    /// Whether nothing is held that somebody may rely on: no key, no lock, no dataset, and no token that a key was
+    /// written with.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.locks.is_empty() && self.fences.len() == 0
+        self.len() == 0 && self.locks.is_empty() && self.fences.len() == 0 && self.datasets.is_empty()
     }
 
-    /// Bytes of keys and values held, and of what is known of locks and tokens.
+    /// Bytes of keys and values held, and of what is known of locks, tokens and datasets.
     pub fn bytes(&self) -> usize {
-        self.keys.bytes() + self.locks.bytes() + self.fences.bytes()
+        self.keys.bytes() + self.locks.bytes() + self.fences.bytes() + self.datasets.bytes()
     }
 
     /// Everything, encoded: what [`StateMachine::restore`] reads. Equal states have equal snapshots.

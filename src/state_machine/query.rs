@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::{LimitError, MAX_KEY_BYTES, at_most, check_key};
+use super::datasets::SealedDataset;
 use super::import::ImportState;
 use super::lock::{Claim, LockView, PlaceState};
 use crate::id::Version;
@@ -57,14 +58,33 @@ pub enum Query {
     },
     /// Whether the partition holds anything, and how far it is with a backup. Answered by [`Answer::Contents`].
     Contents,
+    /// A sealed dataset. Answered by [`Answer::Dataset`].
+    Dataset {
+        /// Its name.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Whether its blocks are wanted too.
+        with_blocks: bool,
+    },
+    /// The partition's datasets, in the order of the bytes of their names. Answered by [`Answer::Datasets`].
+    Datasets {
+        /// Begin behind this name; empty: at the first.
+        #[serde(with = "serde_bytes")]
+        after: Vec<u8>,
+        /// At most so many; bounded by [`MAX_LISTED_DATASETS`](super::MAX_LISTED_DATASETS).
+        limit: u32,
+    },
 }
 
 impl Query {
-    /// The key or lock that the question is about, if it is about one.
+    /// The key, lock or dataset that the question is about, if it is about one.
     pub fn key(&self) -> Option<&[u8]> {
         match self {
-            Self::Get { key } | Self::Lock { name: key } | Self::Place { name: key, .. } => Some(key),
-            Self::Scan { .. } | Self::Locks { .. } | Self::Contents => None,
+            Self::Get { key }
+            | Self::Lock { name: key }
+            | Self::Place { name: key, .. }
+            | Self::Dataset { name: key, .. } => Some(key),
+            Self::Scan { .. } | Self::Locks { .. } | Self::Contents | Self::Datasets { .. } => None,
         }
     }
 
@@ -74,8 +94,13 @@ impl Query {
     /// The limit that it exceeds.
     pub fn check(&self) -> Result<(), LimitError> {
         match self {
-            Self::Get { key } | Self::Lock { name: key } | Self::Place { name: key, .. } => check_key(key),
-            Self::Locks { after, .. } => at_most("name to go on from", after, MAX_KEY_BYTES),
+            Self::Get { key }
+            | Self::Lock { name: key }
+            | Self::Place { name: key, .. }
+            | Self::Dataset { name: key, .. } => check_key(key),
+            Self::Locks { after, .. } | Self::Datasets { after, .. } => {
+                at_most("name to go on from", after, MAX_KEY_BYTES)
+            }
             Self::Scan { prefix, after, .. } => [("prefix", prefix), ("key to go on from", after)]
                 .into_iter()
                 .try_for_each(|(what, bytes)| at_most(what, bytes, MAX_KEY_BYTES)),
@@ -109,10 +134,19 @@ pub enum Answer {
     },
     /// To [`Query::Contents`].
     Contents {
-        /// No key, no lock, and no token that a key was written with.
+        /// No key, no lock, no dataset, and no token that a key was written with.
         empty: bool,
         /// The backup that was put back last, if any was.
         import: Option<ImportState>,
+    },
+    /// To [`Query::Dataset`]: `None`: there is none of that name.
+    Dataset(Option<SealedDataset>),
+    /// To [`Query::Datasets`].
+    Datasets {
+        /// In the order of their names.
+        datasets: Vec<(KeyBytes, SealedDataset)>,
+        /// Whether there are more behind the last.
+        more: bool,
     },
 }
 

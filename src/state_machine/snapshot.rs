@@ -17,11 +17,14 @@ use super::kv::Slot;
 use super::lock::{Claim, LockMode, Place};
 use super::{MAX_RAISED, Seal, StateMachine};
 use crate::codec::DecodeError;
+use crate::dataset::Manifest;
 use crate::id::{FencingToken, SessionId, Version};
 use crate::mutation::{Mutation, planted};
 
-/// First byte of every snapshot.
+/// First byte of a snapshot.
 const FORMAT: u8 = 3;
+/// First byte of a snapshot with datasets: who does not know them must not read the rest.
+const FORMAT_WITH_DATASETS: u8 = 4;
 /// The SHA-1 of everything before it. It is against damage, not against forgery: whoever may send snapshots
 /// may write keys.
 const CHECKSUM_BYTES: usize = 20;
@@ -81,10 +84,19 @@ enum Record<'a> {
     Session { id: SessionId, floor: u64, seen: PartitionTime },
     /// Of the session before it, in the order of numbers.
     Answer { sequence: u64, reply: Reply },
+    /// In the order of names, behind all sessions. The manifest is encoded by itself, so that it is decoded under a
+    /// limit.
+    Dataset {
+        #[serde(borrow, with = "serde_bytes")]
+        name: &'a [u8],
+        version: Version,
+        #[serde(borrow, with = "serde_bytes")]
+        manifest: &'a [u8],
+    },
 }
 
 pub(super) fn write(state: &StateMachine) -> Vec<u8> {
-    let mut out = vec![FORMAT];
+    let mut out = vec![if state.datasets.is_empty() { FORMAT } else { FORMAT_WITH_DATASETS }];
     push(
         &mut out,
         &Record::Header {
@@ -122,6 +134,10 @@ pub(super) fn write(state: &StateMachine) -> Vec<u8> {
             push(&mut out, &Record::Answer { sequence, reply });
         }
     }
+    for (name, version, manifest) in state.datasets.iter() {
+        let manifest = crate::codec::encode(manifest);
+        push(&mut out, &Record::Dataset { name, version, manifest: &manifest });
+    }
     let checksum = Sha1::digest(&out);
     out.extend_from_slice(&checksum);
     out
@@ -136,8 +152,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
     if Sha1::digest(body)[..] != *checksum {
         return Err(malformed("snapshot's checksum is wrong"));
     }
-    let Some((&FORMAT, mut records)) = body.split_first() else {
-        return Err(malformed("snapshot of another format"));
+    let (with_datasets, mut records) = match body.split_first() {
+        Some((&FORMAT, records)) => (false, records),
+        Some((&FORMAT_WITH_DATASETS, records)) => (true, records),
+        _ => return Err(malformed("snapshot of another format")),
     };
     let Some(Record::Header {
         time,
@@ -189,6 +207,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<StateMachine, DecodeError> {
             Record::Answer { sequence, reply } => {
                 matches!(rank, Some(Rank::Session(id, _)) if state.sessions.restore_answer(id, sequence, reply))
             }
+            Record::Dataset { name, version, manifest } => {
+                let manifest: Manifest = crate::codec::decode(manifest)?;
+                let fits = with_datasets && manifest.is_sound();
+                state.datasets.restore(name.to_vec(), version, manifest);
+                fits
+            }
         };
         if !fits {
             return Err(malformed("snapshot's record contradicts those before it"));
@@ -213,6 +237,7 @@ enum Rank<'a> {
     Place(Claim),
     /// The session itself, then its answers.
     Session(SessionId, Option<u64>),
+    Dataset(&'a [u8]),
 }
 
 /// `None`: the record cannot stand behind `last`.
@@ -226,6 +251,7 @@ fn rank<'a>(record: &Record<'a>, last: Option<Rank<'_>>) -> Option<Rank<'a>> {
         (Record::Answer { sequence, .. }, Some(Rank::Session(id, _))) => {
             Some(Rank::Session(id, Some(*sequence)))
         }
+        (Record::Dataset { name, .. }, _) => Some(Rank::Dataset(name)),
         (Record::Header { .. } | Record::Answer { .. }, _) => None,
     }
 }

@@ -15,6 +15,7 @@
 //!
 //! This is the only module that touches the disk for data.
 
+mod blocks;
 mod dir;
 mod disk;
 mod format;
@@ -29,6 +30,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use blocks::{BlockError, BlockStore, DEFAULT_BLOCK_BUDGET, Place};
 pub use dir::{DataDir, FORMAT, FileError, OpenError};
 pub use replay::Finding;
 pub use store::{Event, Store, SubmitError};

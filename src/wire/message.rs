@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::blocks::{BlockRequest, BlockResponse};
+use super::work::{WorkRequest, WorkResponse};
 use crate::id::{NodeId, PartitionId, SwarmId};
 use crate::replication::GroupMessage;
 use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
 
 /// Spoken by this build. Peers that speak another one are refused when the link is made.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;
 
 /// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
 pub const MAX_WAIT_MS: u32 = 30_000;
@@ -123,6 +125,20 @@ pub enum Request {
         /// Begin with nothing: no replica is left anywhere. Refused if this node holds one.
         empty: bool,
     },
+    /// About blocks of datasets. Answered by [`Response::Blocks`], beside the node's core.
+    Blocks {
+        /// The swarm that is meant.
+        swarm: SwarmId,
+        /// What about them.
+        request: BlockRequest,
+    },
+    /// A part of a job. Answered by [`Response::Work`], beside the node's core.
+    Work {
+        /// The swarm that is meant.
+        swarm: SwarmId,
+        /// What to do.
+        request: WorkRequest,
+    },
 }
 
 impl Request {
@@ -143,7 +159,9 @@ impl Request {
             | Self::Ticket
             | Self::Leave
             | Self::Stop
-            | Self::Recover { .. } => {}
+            | Self::Recover { .. }
+            | Self::Blocks { .. }
+            | Self::Work { .. } => {}
         }
         self
     }
@@ -233,6 +251,10 @@ pub enum Response {
     /// The write was proposed, and leadership was lost before it was known to be committed: it may or may not
     /// be applied. A retry under the same origin is safe.
     Unknown,
+    /// About blocks of datasets.
+    Blocks(BlockResponse),
+    /// A part of a job.
+    Work(WorkResponse),
 }
 
 /// What a node answers to one of several renewals: as the response of the same name.

@@ -3,20 +3,29 @@
 //! *Requests* are answered ([`Rpc`]); *messages* are one-way and may be lost. Everything above this module is
 //! pure; `net` carries the bytes, the simulator carries the values.
 
+mod blocks;
 #[cfg(test)]
 mod fuzz;
 mod message;
 #[cfg(test)]
 mod recorded;
+mod work;
 
 use std::future::Future;
 use std::time::Duration;
+
+pub use blocks::{BlockRefusal, BlockRequest, BlockResponse, MAX_ASKED_BLOCKS};
 
 pub use crate::codec::{DecodeError, MAX_MESSAGE_BYTES, decode, encode};
 pub use message::{
     Consistency, Hello, MAX_PIECE_BYTES, MAX_RENEWALS, MAX_WAIT_MS, MemberView, Message, NodeStatus,
     PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, StorageStatus,
     SwarmState, SwarmView,
+};
+
+pub use work::{
+    InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS, MAX_TASK_BLOCKS, MAX_TOLD_KEY_BYTES,
+    RunRef, WorkError, WorkRequest, WorkResponse,
 };
 
 use crate::id::NodeId;

@@ -12,9 +12,11 @@ mod backup;
 #[path = "../../src/sim/checker/mod.rs"]
 mod checker;
 mod contender;
+mod datasets;
 mod durable;
 mod first_format;
 mod hasty;
 mod lab;
 mod locks;
+mod sorting;
 mod swarm;

@@ -1,0 +1,410 @@
+//! A node's part in jobs: it sorts blocks into runs, hands out parts of them, and merges ranges.
+//!
+//! Runs are files beside the node's blocks, and count as such. They go when the job ends, or when nobody has asked
+//! for anything of the job for a while: whoever ran it may be gone. How many tasks compute at the same time is
+//! bounded by the machine's processors, and each by its number of blocks or by what it reads ahead.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::blocks::Blocks;
+use super::clock::Clock;
+use super::merge_range::MergeRange;
+use super::rpc::NodeRpc;
+use crate::client::{Client, Courier, DatasetError};
+use crate::dataset::{Format, MAX_BLOCK_BYTES};
+use crate::id::{JobId, NodeId, SwarmId};
+use crate::sort::{InputBlock, Order, Run, RunPart, Sample, Splitter, sample, sort_into_run};
+use crate::storage::BlockStore;
+use crate::time::Timestamp;
+use crate::wire::{
+    InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS, MAX_TASK_BLOCKS, Refusal, Response,
+    WorkError, WorkRequest, WorkResponse,
+};
+
+/// Requests of jobs that a node works on or hands out parts for at the same time. Further ones are refused.
+const MAX_WORK: usize = 256;
+/// Jobs that a node keeps something for.
+const MAX_JOBS: usize = 64;
+/// What is kept for a job goes when nobody has asked for anything of it for so long.
+const JOB_TTL: Duration = Duration::from_secs(300);
+/// Time between two looks for jobs that are over.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes of a run that are written at once.
+const WRITE_BYTES: usize = 256 * 1024;
+/// Bytes that a run has at most beside each record.
+const RECORD_OVERHEAD_BYTES: u64 = 12;
+/// Where runs are, beside the blocks.
+const RUNS: &str = "runs";
+
+/// Work for a node, and where the answer goes.
+pub(super) struct Assignment {
+    pub(super) swarm: SwarmId,
+    pub(super) request: WorkRequest,
+    pub(super) respond: Box<dyn FnOnce(Response) + Send>,
+}
+
+/// The task that does a node's part in jobs.
+pub(super) struct Worker {
+    pub(super) me: NodeId,
+    pub(super) rpc: NodeRpc,
+    pub(super) client: Client<NodeRpc>,
+    pub(super) blocks: Arc<Blocks>,
+    pub(super) assignments: mpsc::Receiver<Assignment>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Worker {
+    pub(super) async fn run(mut self) {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let desk = Arc::new(Desk {
+            me: self.me,
+            rpc: self.rpc.clone(),
+            client: self.client.clone(),
+            blocks: Arc::clone(&self.blocks),
+            processors: Arc::new(Semaphore::new(processors)),
+            jobs: Mutex::default(),
+            directory: Mutex::default(),
+            files: AtomicU64::new(0),
+        });
+        let mut work = JoinSet::new();
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                Some(_) = work.join_next(), if !work.is_empty() => {}
+                _ = looks.tick() => desk.expire(Clock.now()),
+                assignment = self.assignments.recv() => {
+                    let Some(Assignment { swarm, request, respond }) = assignment else { return };
+                    if work.len() >= MAX_WORK {
+                        respond(Response::Refused(Refusal::Overloaded));
+                        continue;
+                    }
+                    let desk = Arc::clone(&desk);
+                    work.spawn(async move { respond(desk.answer(swarm, request).await) });
+                }
+            }
+        }
+    }
+}
+
+/// What all tasks of a node share.
+pub(super) struct Desk {
+    pub(super) me: NodeId,
+    pub(super) rpc: NodeRpc,
+    pub(super) client: Client<NodeRpc>,
+    blocks: Arc<Blocks>,
+    pub(super) processors: Arc<Semaphore>,
+    jobs: Mutex<BTreeMap<JobId, Job>>,
+    /// Where runs are, once there was one.
+    directory: Mutex<Option<PathBuf>>,
+    files: AtomicU64,
+}
+
+/// What is kept for a job.
+struct Job {
+    used: Timestamp,
+    ended: CancellationToken,
+    runs: BTreeMap<u32, Arc<RunFile>>,
+}
+
+/// A run on the disk; removed with its last user.
+struct RunFile {
+    path: PathBuf,
+    parts: Vec<RunPart>,
+    /// Of the node's room for blocks.
+    bytes: u64,
+    store: Arc<BlockStore>,
+}
+
+impl Drop for RunFile {
+    fn drop(&mut self) {
+        // What stays goes with the directory.
+        let _ = fs::remove_file(&self.path);
+        self.store.release(self.bytes);
+    }
+}
+
+/// A task that sorts.
+struct SortTask {
+    job: JobId,
+    task: u32,
+    order: Order,
+    format: Format,
+    splitters: Vec<Splitter>,
+    blocks: Vec<InputRef>,
+}
+
+impl Desk {
+    async fn answer(self: &Arc<Self>, swarm: SwarmId, request: WorkRequest) -> Response {
+        match self.blocks.store().swarm() {
+            Some(ours) if ours == swarm => {}
+            Some(_) => return Response::Refused(Refusal::OtherSwarm),
+            None => return Response::Refused(Refusal::NotServing),
+        }
+        let result = match request {
+            WorkRequest::End { job } => {
+                self.end(job);
+                return Response::Work(WorkResponse::Ended);
+            }
+            WorkRequest::Sample { order, format, blocks, count } => {
+                self.sample(order, format, blocks, count).await
+            }
+            WorkRequest::Sort { job, task, order, format, splitters, blocks } => {
+                let task = SortTask { job, task, order, format, splitters, blocks };
+                self.sort_unless_ended(task).await
+            }
+            WorkRequest::Part { job, task, range, offset, limit } => {
+                let limit = u64::from(limit.min(MAX_PART_BYTES));
+                self.part(job, task, range, offset, limit).await
+            }
+            WorkRequest::Merge { job, range, order, format, runs, output, name } => {
+                let merge = MergeRange { swarm, job, range, order, format, runs, output, name };
+                self.merge_unless_ended(merge).await
+            }
+        };
+        Response::Work(result.unwrap_or_else(WorkResponse::Failed))
+    }
+
+    async fn sort_unless_ended(self: &Arc<Self>, task: SortTask) -> Result<WorkResponse, WorkError> {
+        if !is_possible(task.order, &task.blocks)
+            || task.splitters.len() >= MAX_RANGES
+            || !task.splitters.iter().all(Splitter::is_sound)
+        {
+            return Err(WorkError::Limit);
+        }
+        let ended = self.open(task.job)?;
+        ended.run_until_cancelled(self.sort(task)).await.unwrap_or(Err(WorkError::Ended))
+    }
+
+    async fn merge_unless_ended(self: &Arc<Self>, merge: MergeRange) -> Result<WorkResponse, WorkError> {
+        if !merge.order.key.is_sound() || merge.runs.len() > MAX_RUNS || merge.range as usize >= MAX_RANGES {
+            return Err(WorkError::Limit);
+        }
+        let ended = self.open(merge.job)?;
+        let merged = merge.run(self);
+        ended.run_until_cancelled(merged).await.unwrap_or(Err(WorkError::Ended))
+    }
+
+    async fn sample(
+        self: &Arc<Self>,
+        order: Order,
+        format: Format,
+        blocks: Vec<InputRef>,
+        count: u32,
+    ) -> Result<WorkResponse, WorkError> {
+        if !is_possible(order, &blocks) || count > MAX_BLOCK_SAMPLES {
+            return Err(WorkError::Limit);
+        }
+        let (found, _) = self.fetch(&blocks).await?;
+        let pick = move || -> Vec<Sample> {
+            let picked = found
+                .iter()
+                .flat_map(|(position, bytes)| sample(order, format, *position, bytes, count as usize));
+            picked.collect()
+        };
+        Ok(WorkResponse::Sampled(self.compute(pick).await?))
+    }
+
+    async fn sort(self: &Arc<Self>, task: SortTask) -> Result<WorkResponse, WorkError> {
+        let (found, fetched) = self.fetch(&task.blocks).await?;
+        let records: u64 = task.blocks.iter().map(|block| u64::from(block.info.records)).sum();
+        let most =
+            found.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>() + records * RECORD_OVERHEAD_BYTES;
+        let desk = Arc::clone(self);
+        let SortTask { job, task, order, format, splitters, .. } = task;
+        let sorted = self.compute(move || {
+            let blocks: Vec<_> =
+                found.iter().map(|(position, bytes)| InputBlock { position: *position, bytes }).collect();
+            desk.write_run(most, |out| sort_into_run(order, format, &splitters, &blocks, out))
+        });
+        let (file, run) = sorted.await??;
+        self.keep(job, task, file)?;
+        let Run { parts, input, dropped } = run;
+        Ok(WorkResponse::Sorted { parts, input, dropped, fetched })
+    }
+
+    /// Writes a run of at most `most` bytes to a file. Blocks.
+    fn write_run(
+        &self,
+        most: u64,
+        sort: impl FnOnce(&mut BufWriter<File>) -> io::Result<Run>,
+    ) -> Result<(RunFile, Run), WorkError> {
+        let store = Arc::clone(self.blocks.store());
+        let disk = |error: io::Error| match error.kind() {
+            io::ErrorKind::StorageFull => WorkError::NoRoom,
+            _ => WorkError::Disk(error.to_string()),
+        };
+        if !store.reserve(most) {
+            return Err(WorkError::NoRoom);
+        }
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let directory = self.directory().map_err(|error| {
+            store.release(most);
+            disk(error)
+        })?;
+        let path = directory.join(number.to_string());
+        // From here on, whatever happens, the file and its room are given back.
+        let mut file = RunFile { path, parts: Vec::new(), bytes: most, store };
+        let mut out = BufWriter::with_capacity(WRITE_BYTES, File::create(&file.path).map_err(disk)?);
+        let run = sort(&mut out).map_err(disk)?;
+        out.flush().map_err(disk)?;
+        file.parts.clone_from(&run.parts);
+        Ok((file, run))
+    }
+
+    fn directory(&self) -> io::Result<PathBuf> {
+        let mut directory = lock(&self.directory);
+        match &*directory {
+            Some(path) => Ok(path.clone()),
+            None => Ok(directory.insert(self.blocks.store().scratch(RUNS)?).clone()),
+        }
+    }
+
+    async fn part(
+        &self,
+        job: JobId,
+        task: u32,
+        range: u32,
+        offset: u64,
+        limit: u64,
+    ) -> Result<WorkResponse, WorkError> {
+        let run = {
+            let mut jobs = lock(&self.jobs);
+            let job = jobs.get_mut(&job).ok_or(WorkError::NoRun)?;
+            job.used = Clock.now();
+            Arc::clone(job.runs.get(&task).ok_or(WorkError::NoRun)?)
+        };
+        let range = range as usize;
+        let part = run.parts.get(range).ok_or(WorkError::NoRun)?;
+        // Behind its end there is nothing.
+        let offset = offset.min(part.bytes);
+        let start = run.parts[..range].iter().map(|part| part.bytes).sum::<u64>() + offset;
+        let length = (part.bytes - offset).min(limit);
+        let read = move || -> io::Result<Bytes> {
+            let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+            let mut file = File::open(&run.path)?;
+            file.seek(SeekFrom::Start(start))?;
+            file.read_exact(&mut bytes)?;
+            Ok(bytes.into())
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Ok(bytes)) => Ok(WorkResponse::Part(bytes)),
+            Ok(Err(error)) => Err(WorkError::Disk(error.to_string())),
+            Err(_) => Err(WorkError::Ended),
+        }
+    }
+
+    /// The bytes of blocks with their positions, from this node or, where it has none, from others; and how many
+    /// came from others.
+    async fn fetch(&self, wanted: &[InputRef]) -> Result<(Vec<(u32, Bytes)>, u32), WorkError> {
+        let blocks = Arc::clone(&self.blocks);
+        let local: Vec<InputRef> = wanted.to_vec();
+        let read = move || -> Vec<Option<Bytes>> {
+            let read = |wanted: &InputRef| {
+                let (checksum, bytes) = blocks.get(wanted.block).ok()?;
+                (checksum == wanted.info.checksum).then_some(bytes)
+            };
+            local.iter().map(read).collect()
+        };
+        let local = tokio::task::spawn_blocking(read).await.map_err(|_| WorkError::Ended)?;
+        let mut courier: Option<Arc<Courier<NodeRpc>>> = None;
+        let (mut found, mut fetched) = (Vec::with_capacity(wanted.len()), 0);
+        for (wanted, local) in wanted.iter().zip(local) {
+            let bytes = if let Some(bytes) = local {
+                bytes
+            } else {
+                let missing = |_: DatasetError| WorkError::BlockMissing { number: wanted.block.number };
+                let courier = match &mut courier {
+                    Some(courier) => courier,
+                    none => none.insert(Courier::new(self.client.clone()).await.map_err(missing)?),
+                };
+                fetched += 1;
+                courier.get(wanted.block, wanted.info).await.map_err(missing)?
+            };
+            found.push((wanted.position, bytes));
+        }
+        Ok((found, fetched))
+    }
+
+    /// Lets a thread compute, when a processor is free.
+    pub(super) async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, WorkError> {
+        let processor = Arc::clone(&self.processors).acquire_owned().await.map_err(|_| WorkError::Ended)?;
+        let work = move || {
+            let result = work();
+            // Not before it is done, whether somebody still waits for it or not.
+            drop(processor);
+            result
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| WorkError::Ended)
+    }
+
+    /// Takes part in a job; what tells that it has ended.
+    fn open(&self, job: JobId) -> Result<CancellationToken, WorkError> {
+        let mut jobs = lock(&self.jobs);
+        if jobs.len() >= MAX_JOBS && !jobs.contains_key(&job) {
+            return Err(WorkError::NoRoom);
+        }
+        let now = Clock.now();
+        let new = || Job { used: now, ended: CancellationToken::new(), runs: BTreeMap::new() };
+        let job = jobs.entry(job).or_insert_with(new);
+        job.used = now;
+        Ok(job.ended.clone())
+    }
+
+    fn keep(&self, job: JobId, task: u32, file: RunFile) -> Result<(), WorkError> {
+        let mut jobs = lock(&self.jobs);
+        let job = jobs.get_mut(&job).ok_or(WorkError::Ended)?;
+        job.used = Clock.now();
+        if job.runs.len() >= MAX_RUNS {
+            return Err(WorkError::Limit);
+        }
+        let before = job.runs.insert(task, Arc::new(file));
+        drop(jobs);
+        drop(before);
+        Ok(())
+    }
+
+    fn end(&self, job: JobId) {
+        let ended = lock(&self.jobs).remove(&job);
+        if let Some(job) = ended {
+            job.ended.cancel();
+        }
+    }
+
+    fn expire(&self, now: Timestamp) {
+        let is_over = |job: &Job| now.since(job.used) >= JOB_TTL;
+        let over: Vec<JobId> =
+            lock(&self.jobs).iter().filter(|(_, job)| is_over(job)).map(|(id, _)| *id).collect();
+        for job in over {
+            self.end(job);
+        }
+    }
+}
+
+/// Whether blocks and order keep the limits.
+fn is_possible(order: Order, blocks: &[InputRef]) -> bool {
+    order.key.is_sound()
+        && blocks.len() <= MAX_TASK_BLOCKS
+        && blocks.iter().all(|block| block.info.length as usize <= MAX_BLOCK_BYTES)
+}
+
+/// Nothing guarded here is left half-changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,191 @@
+//! What the process that runs a job asks of nodes, and they of each other. As requests about blocks, this is
+//! answered beside the node's core.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::{BlockId, BlockInfo, Format};
+use crate::id::{DatasetId, JobId, NodeId};
+use crate::sort::{Fingerprint, Order, RunPart, Sample, Splitter};
+
+/// Most blocks that one task sorts, or one request samples.
+pub const MAX_TASK_BLOCKS: usize = 64;
+/// Most ranges of a job.
+pub const MAX_RANGES: usize = 1024;
+/// Most runs of a job: the tasks that each range is merged from.
+pub const MAX_RUNS: usize = 4096;
+/// Most samples that are taken of one block.
+pub const MAX_BLOCK_SAMPLES: u32 = 256;
+/// Most bytes of a run that are handed out at once.
+pub const MAX_PART_BYTES: u32 = 512 * 1024;
+/// Longest part of the first and last key of a range that is told.
+pub const MAX_TOLD_KEY_BYTES: usize = 1024;
+
+/// A block of a job's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputRef {
+    /// Its place in the order of all blocks.
+    pub position: u32,
+    /// Which.
+    pub block: BlockId,
+    /// What it is.
+    pub info: BlockInfo,
+}
+
+/// Where a run is, and how much of it is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRef {
+    /// Who keeps it.
+    pub node: NodeId,
+    /// The task that made it.
+    pub task: u32,
+    /// Bytes of the range.
+    pub bytes: u64,
+}
+
+/// A request of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkRequest {
+    /// Pick some records of blocks. Answered by [`WorkResponse::Sampled`].
+    Sample {
+        /// In which order they will be.
+        order: Order,
+        /// What records look like.
+        format: Format,
+        /// At most [`MAX_TASK_BLOCKS`].
+        blocks: Vec<InputRef>,
+        /// Of each block; at most [`MAX_BLOCK_SAMPLES`].
+        count: u32,
+    },
+    /// Sort blocks into a run, and keep it for those who ask for its parts. Answered by [`WorkResponse::Sorted`].
+    Sort {
+        /// For which job.
+        job: JobId,
+        /// Names the run; a task that is done again makes the same.
+        task: u32,
+        /// In which order.
+        order: Order,
+        /// What records look like.
+        format: Format,
+        /// Where ranges begin; fewer than [`MAX_RANGES`].
+        splitters: Vec<Splitter>,
+        /// At most [`MAX_TASK_BLOCKS`].
+        blocks: Vec<InputRef>,
+    },
+    /// The next bytes of one range of a run. Answered by [`WorkResponse::Part`].
+    Part {
+        /// Of which job.
+        job: JobId,
+        /// Which run.
+        task: u32,
+        /// Which range.
+        range: u32,
+        /// How many of its bytes were fetched before.
+        offset: u64,
+        /// At most so many bytes; bounded by [`MAX_PART_BYTES`].
+        limit: u32,
+    },
+    /// Fetch one range of all runs, merge it, and write it as blocks of a dataset. Answered by
+    /// [`WorkResponse::Merged`].
+    Merge {
+        /// Of which job.
+        job: JobId,
+        /// Which range.
+        range: u32,
+        /// In which order.
+        order: Order,
+        /// What records look like.
+        format: Format,
+        /// At most [`MAX_RUNS`].
+        runs: Vec<RunRef>,
+        /// The dataset that the range becomes a part of.
+        output: DatasetId,
+        /// The name that it will have.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
+    /// The job is over: whatever is kept for it can go. Answered by [`WorkResponse::Ended`].
+    End {
+        /// Which.
+        job: JobId,
+    },
+}
+
+/// The answer to a [`WorkRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkResponse {
+    /// Of all blocks.
+    Sampled(Vec<Sample>),
+    /// The run is kept.
+    Sorted {
+        /// Of each range, how much is in it.
+        parts: Vec<RunPart>,
+        /// What was sorted.
+        input: Fingerprint,
+        /// What of it is not in the run, because an equal record came before it.
+        dropped: Fingerprint,
+        /// Blocks that the node had to fetch from others.
+        fetched: u32,
+    },
+    /// The next bytes; none: that was all.
+    Part(Bytes),
+    /// The range is written.
+    Merged {
+        /// Its blocks in order; each is kept by a majority of its replicas.
+        blocks: Vec<BlockInfo>,
+        /// What is in them.
+        output: Fingerprint,
+        /// What was left out, because an equal record came before it.
+        dropped: Fingerprint,
+        /// The keys of its first and last record, as far as they are told; `None`: it is empty.
+        ends: Option<(Bytes, Bytes)>,
+        /// Bytes that came from other nodes.
+        moved: u64,
+    },
+    /// It is over.
+    Ended,
+    /// It was not done.
+    Failed(WorkError),
+}
+
+/// Why a node did not do its part of a job. Nothing is left of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkError {
+    /// The node does not keep that run (any more).
+    #[error("the run is gone")]
+    NoRun,
+    /// A run could not be fetched.
+    #[error("the run of task {task} could not be fetched")]
+    RunLost {
+        /// Which.
+        task: u32,
+    },
+    /// A block of the input was not found on any node.
+    #[error("block {number} of the input was not found on any node")]
+    BlockMissing {
+        /// Its number in its dataset.
+        number: u32,
+    },
+    /// The node has no room for a run.
+    #[error("the node has no room for what it sorts")]
+    NoRoom,
+    /// The output could not be written.
+    #[error("the output could not be written: {0}")]
+    NotWritten(String),
+    /// The request is beyond a limit, or contradicts itself.
+    #[error("beyond a limit")]
+    Limit,
+    /// A run is not what it should be.
+    #[error("a run is not in order")]
+    Disorder,
+    /// The node's disk does not do what it should.
+    #[error("the node's disk: {0}")]
+    Disk(String),
+    /// The node could not be asked, or refused.
+    #[error("the node did not do it: {0}")]
+    Refused(String),
+    /// The job was ended, or the node is about to.
+    #[error("the job was ended")]
+    Ended,
+}
