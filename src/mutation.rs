@@ -4,9 +4,7 @@
 //! crate refuses to be built as a release, because it would hold planted faults.
 
 #[cfg(all(feature = "mutations", not(debug_assertions)))]
-compile_error!(
-    "the feature `mutations` plants faults: it is for `cargo test` and `--profile sim` only"
-);
+compile_error!("the feature `mutations` plants faults: it is for `cargo test` and `--profile sim` only");
 
 /// A fault: each is a mistake that one could make.
 #[cfg_attr(

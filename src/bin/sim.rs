@@ -148,7 +148,10 @@ fn show(report: &Report, args: &Args) {
             Err(error) => say(&format!("no picture, {}: {error}", path.display())),
         }
     }
-    say(&format!("again: cargo run --profile sim --features sim --bin sim -- --seed {} --trace", report.seed));
+    say(&format!(
+        "again: cargo run --profile sim --features sim --bin sim -- --seed {} --trace",
+        report.seed
+    ));
 }
 
 /// What all runs were together.

@@ -14,15 +14,13 @@ mod work;
 use std::future::Future;
 use std::time::Duration;
 
-pub use blocks::{BlockRefusal, BlockRequest, BlockResponse, MAX_ASKED_BLOCKS};
-
 pub use crate::codec::{DecodeError, MAX_MESSAGE_BYTES, decode, encode};
+pub use blocks::{BlockRefusal, BlockRequest, BlockResponse, MAX_ASKED_BLOCKS};
 pub use message::{
     Consistency, Hello, MAX_PIECE_BYTES, MAX_RENEWALS, MAX_WAIT_MS, MemberView, Message, NodeStatus,
     PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, StorageStatus,
     SwarmState, SwarmView,
 };
-
 pub use work::{
     InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS, MAX_TASK_BLOCKS, MAX_TOLD_KEY_BYTES,
     RunRef, WorkError, WorkRequest, WorkResponse,

@@ -102,9 +102,10 @@ impl Group {
     }
 
     /// Entries, and what goes with them. That more is committed is not worth a write of its own (unless it is a
-    /// change of the configuration), but it goes with every entry: so whoever has an entry that was proposed under a configuration knows on its disk that this was
-    /// committed. A replica that comes back acts by the latest configuration that it knows as committed, and one
-    /// that is two behind the group's lacks an entry that a majority of its own has, so that nobody votes for it.
+    /// change of the configuration), but it goes with every entry: so whoever has an entry that was proposed under a
+    /// configuration knows on its disk that this was committed. A replica that comes back acts by the latest
+    /// configuration that it knows as committed, and one that is two behind the group's lacks an entry that a majority
+    /// of its own has, so that nobody votes for it.
     fn write(
         &mut self,
         entries: Vec<eraftpb::Entry>,
