@@ -351,8 +351,13 @@ impl Driver {
         if self.is_for_damaged(from, &message, from_leader) {
             return;
         }
-        let late = self.destroyed.get(&partition).is_some_and(|destroyed| to <= *destroyed);
-        if !from_leader || late || to.0 == 0 {
+        if !from_leader || to.0 == 0 {
+            return;
+        }
+        if self.destroyed.get(&partition).is_some_and(|destroyed| to <= *destroyed) {
+            // It may be late. But one that was never brought up is destroyed without its group's leave: who still counts
+            // on it must hear of that.
+            self.shared.send(from, Group::message(partition, to, message.from, Body::Lost));
             return;
         }
         let Ok(group) = Group::blank(partition, to, &mut self.shared) else {

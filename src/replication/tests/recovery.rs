@@ -463,6 +463,32 @@ fn a_damaged_learner_is_removed_and_added_again() {
     same_state(&mut sim, &[a, b, c, d]);
 }
 
+/// Found by the simulator: a learner that was never brought up gave up waiting, and its leader, when it came back,
+/// went on speaking to a replica that was no more.
+#[test]
+fn a_learner_that_gave_up_waiting_is_removed_and_added_again() {
+    let (mut sim, [a, b, c]) = three(4);
+    fill(&mut sim, 0..5);
+    let d = sim.start(4);
+    apply_change(&mut sim, P, &Change::AddLearners(vec![d]));
+    sim.run_while(ms(1000), |sim| sim.status(d, P).is_none());
+    for node in [a, b, c] {
+        sim.link(node, d, false, (0, 0));
+    }
+    sim.run_while(ms(40_000), |sim| sim.status(d, P).is_some());
+    for node in [a, b, c] {
+        sim.link(node, d, true, (0, 0));
+    }
+    sim.run_while(ms(2000), |sim| {
+        let progress = sim.status(a, P).unwrap().progress;
+        !progress.iter().any(|replica| replica.node == d && replica.lost)
+    });
+    apply_change(&mut sim, P, &Change::Replace { promote: vec![], remove: vec![d] });
+    grow(&mut sim, P, &[a, b, c, d]);
+    sim.run(ms(600));
+    same_state(&mut sim, &[a, b, c, d]);
+}
+
 /// Found by the simulator: the third voter came, nothing was written afterwards, all machines lost power, and one of the
 /// first two never came back. The others had forgotten that they are a majority.
 #[test]
