@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -60,11 +61,7 @@ impl Put {
                 let (records, bytes) = (units::count(records), units::bytes(bytes));
                 format!("{records} records, {bytes} in {blocks} blocks, in {}", units::duration(took))
             },
-            || {
-                let mut json = summary_json(&summary);
-                json["seconds"] = json!(took.as_secs_f64());
-                json
-            },
+            || timed_json(&summary, took),
         )?;
         Ok(())
     }
@@ -138,11 +135,7 @@ impl Get {
         let (records, bytes) = (units::count(summary.records), units::bytes(summary.bytes));
         output.answer(
             || format!("{records} records, {bytes} in {}", units::duration(took)),
-            || {
-                let mut json = summary_json(&summary);
-                json["seconds"] = json!(took.as_secs_f64());
-                json
-            },
+            || timed_json(&summary, took),
         )?;
         Ok(())
     }
@@ -217,6 +210,13 @@ impl Remove {
         output.answer(|| "removed".to_owned(), || json!({"removed": true}))?;
         Ok(())
     }
+}
+
+/// What was copied, and how long it took.
+fn timed_json(summary: &DatasetSummary, took: Duration) -> Value {
+    let mut json = summary_json(summary);
+    json["seconds"] = json!(took.as_secs_f64());
+    json
 }
 
 pub(super) fn summary_json(summary: &DatasetSummary) -> Value {

@@ -79,6 +79,15 @@ impl Blocks {
         }
     }
 
+    /// Why nothing is done here for a swarm, if it is not the one that this node serves.
+    pub(super) fn refusal_of(&self, swarm: SwarmId) -> Option<Refusal> {
+        match self.store.swarm() {
+            Some(ours) if ours == swarm => None,
+            Some(_) => Some(Refusal::OtherSwarm),
+            None => Some(Refusal::NotServing),
+        }
+    }
+
     pub(super) fn store(&self) -> &Arc<BlockStore> {
         &self.store
     }
@@ -139,10 +148,8 @@ impl Blocks {
         request: BlockRequest,
         permit: OwnedSemaphorePermit,
     ) -> Response {
-        match self.store.swarm() {
-            Some(ours) if ours == swarm => {}
-            Some(_) => return Response::Refused(Refusal::OtherSwarm),
-            None => return Response::Refused(Refusal::NotServing),
+        if let Some(refusal) = self.refusal_of(swarm) {
+            return Response::Refused(refusal);
         }
         let blocks = Arc::clone(self);
         let work = move || {

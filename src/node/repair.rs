@@ -19,7 +19,7 @@ use crate::dataset::BlockId;
 use crate::id::{DatasetId, NodeId, SwarmId};
 use crate::storage::BlockStore;
 use crate::time::Timestamp;
-use crate::wire::{BlockRequest, BlockResponse, MAX_ASKED_BLOCKS, Response, Rpc};
+use crate::wire::{BlockRequest, BlockResponse, MAX_ASKED_BLOCKS, Response, Rpc, SwarmView};
 
 /// Time between two looks at the ring.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,23 +79,29 @@ impl Repair {
     }
 
     async fn look(&self, known: &mut Known) {
-        let Some(placement) = self.placement().await else { return };
-        if self.blocks.store().swarm() != Some(placement.swarm()) {
+        let Some(view) = self.view().await else { return };
+        if self.blocks.store().swarm() != Some(view.swarm) {
             *known = Known::default();
-            let (store, swarm) = (Arc::clone(self.blocks.store()), placement.swarm());
+            let (store, swarm) = (Arc::clone(self.blocks.store()), view.swarm);
             let entered = tokio::task::spawn_blocking(move || store.enter(swarm)).await;
             if let Ok(Err(error)) = entered {
                 tracing::warn!(%error, "the blocks that are kept here cannot be read");
                 return;
             }
         }
-        self.blocks.set_leaving(placement.is_draining(self.me));
-        for (block, name) in self.blocks.damaged() {
-            self.heal(&placement, block, name).await;
-        }
+        self.blocks.set_leaving(view.members.iter().any(|member| member.node == self.me && member.draining));
         let now = Clock.now();
         known.given_up.retain(|_, at| now.since(*at) < GIVEN_UP_TTL);
         known.given_up.extend(self.blocks.given_up().into_iter().map(|id| (id, now)));
+        let damaged = self.blocks.damaged();
+        if damaged.is_empty() && self.blocks.store().count() == 0 {
+            // No ring is made for nothing.
+            return;
+        }
+        let Some(placement) = Placement::of(&view) else { return };
+        for (block, name) in damaged {
+            self.heal(&placement, block, name).await;
+        }
         if self.blocks.store().count() == 0 {
             return;
         }
@@ -116,9 +122,9 @@ impl Repair {
     }
 
     /// The swarm as this node sees it.
-    async fn placement(&self) -> Option<Placement> {
+    async fn view(&self) -> Option<SwarmView> {
         match self.rpc.call(self.me, crate::wire::Request::View, ANSWER_LIMIT).await {
-            Ok(Response::View(view)) => Placement::of(&view),
+            Ok(Response::View(view)) => Some(view),
             _ => None,
         }
     }

@@ -149,10 +149,8 @@ struct SortTask {
 
 impl Desk {
     async fn answer(self: &Arc<Self>, swarm: SwarmId, request: WorkRequest) -> Response {
-        match self.blocks.store().swarm() {
-            Some(ours) if ours == swarm => {}
-            Some(_) => return Response::Refused(Refusal::OtherSwarm),
-            None => return Response::Refused(Refusal::NotServing),
+        if let Some(refusal) = self.blocks.refusal_of(swarm) {
+            return Response::Refused(refusal);
         }
         let result = match request {
             WorkRequest::End { job } => {

@@ -28,11 +28,11 @@ const CORPUS: [&str; 11] = [
 ];
 
 fn recorded() -> impl Strategy<Value = Vec<u8>> {
-    select(&CORPUS[..]).prop_map(|text| {
-        let digits: Vec<u8> = text.bytes().collect();
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-        digits.chunks(2).map(byte).collect()
-    })
+    select(&CORPUS[..]).prop_map(from_hex)
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
 }
 
 /// A byte that means something to the codec, or any.
@@ -90,9 +90,7 @@ proptest! {
 #[test]
 fn the_corpus_is_what_is_sent() {
     let known = CORPUS.iter().filter(|text| {
-        let bytes: Vec<u8> = (0..text.len() / 2)
-            .map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap())
-            .collect();
+        let bytes = from_hex(text);
         survives::<Message>(&bytes) || survives::<Request>(&bytes) || survives::<Response>(&bytes)
     });
     assert_eq!(known.count(), CORPUS.len());
