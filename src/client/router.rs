@@ -235,6 +235,17 @@ impl<R: Rpc> Router<R> {
 }
 
 impl<R: Rpc> Router<R> {
+    /// Tells all linked nodes something about the swarm. Who does not answer within the limit is not waited for.
+    pub(super) async fn tell_linked(&self, limit: Duration, request: impl FnOnce(SwarmId) -> Request) {
+        let Some(view) = self.cached() else { return };
+        let request = request(view.swarm);
+        let tell = |node| {
+            let request = request.clone();
+            async move { drop(self.rpc.call(node, request, limit).await) }
+        };
+        futures::future::join_all(self.rpc.linked().into_iter().map(tell)).await;
+    }
+
     /// Whom to ask for what only `node` has: itself, or, as long as there is no link to it, somebody who may send
     /// it on.
     pub(super) fn towards(&self, node: NodeId) -> Option<NodeId> {

@@ -136,13 +136,8 @@ impl<R> fmt::Debug for Dataset<R> {
 
 /// Tells the linked nodes that a dataset is removed or will never be sealed. Others find out by themselves.
 pub(super) async fn give_up<R: Rpc>(client: &Client<R>, dataset: DatasetId) {
-    let Some(view) = client.shared.router.cached() else { return };
-    let rpc = &client.shared.router.rpc;
-    let tell = |node| {
-        let request = Request::Blocks { swarm: view.swarm, request: BlockRequest::GiveUp { dataset } };
-        async move { drop(rpc.call(node, request, GIVE_UP_LIMIT).await) }
-    };
-    futures::future::join_all(rpc.linked().into_iter().map(tell)).await;
+    let request = BlockRequest::GiveUp { dataset };
+    client.shared.router.tell_linked(GIVE_UP_LIMIT, |swarm| Request::Blocks { swarm, request }).await;
 }
 
 /// The datasets of one partition behind a name, and where to go on.

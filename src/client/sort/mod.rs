@@ -195,13 +195,8 @@ impl<R: Rpc> Sort<R> {
     }
 
     async fn end(&self) {
-        let Some(view) = self.client.shared.router.cached() else { return };
-        let rpc = &self.client.shared.router.rpc;
-        let tell = |node| {
-            let request = Request::Work { swarm: view.swarm, request: WorkRequest::End { job: self.job } };
-            async move { drop(rpc.call(node, request, END_LIMIT).await) }
-        };
-        futures::future::join_all(rpc.linked().into_iter().map(tell)).await;
+        let request = WorkRequest::End { job: self.job };
+        self.client.shared.router.tell_linked(END_LIMIT, |swarm| Request::Work { swarm, request }).await;
     }
 
     async fn try_run(
