@@ -9,9 +9,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -290,8 +292,6 @@ struct Outbox {
 struct Queue {
     // Invariant: bytes.len() <= MAX_QUEUED_BYTES + MAX_QUEUED_CONTROL_BYTES.
     bytes: Vec<u8>,
-    /// How many there are in `bytes`.
-    frames: usize,
     closed: bool,
 }
 
@@ -329,7 +329,6 @@ impl Outbox {
         }
         let was_empty = queue.bytes.is_empty();
         frame::append(&mut queue.bytes, kind, id, body);
-        queue.frames += 1;
         drop(queue);
         if was_empty {
             self.filled.notify_one();
@@ -353,11 +352,9 @@ impl Outbox {
         }
     }
 
-    /// Swaps what waits into the empty `batch`; how many frames it is.
-    fn take(&self, batch: &mut Vec<u8>) -> usize {
-        let mut queue = lock(&self.queue);
-        std::mem::swap(&mut queue.bytes, batch);
-        std::mem::take(&mut queue.frames)
+    /// Swaps what waits into the empty `batch`.
+    fn take(&self, batch: &mut Vec<u8>) {
+        std::mem::swap(&mut lock(&self.queue).bytes, batch);
     }
 
     /// What is queued is still written; nothing is added.
@@ -476,13 +473,10 @@ async fn say_goodbye(link: &Link, tasks: &mut Tasks) -> String {
 async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> End {
     let mut batch = Vec::new();
     let written: io::Result<()> = async {
-        let mut busy = false;
         while outbox.wait().await {
-            if busy {
-                // Who is about to run has something to say as well.
-                tokio::task::yield_now().await;
-            }
-            busy = outbox.take(&mut batch) > 1;
+            // Whoever else is ready to run may have something to say as well.
+            stand_back().await;
+            outbox.take(&mut batch);
             writer.write_all(&batch).await?;
             writer.flush().await?;
             batch.clear();
@@ -497,6 +491,20 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> End {
         Ok(()) => End::Broken("closed here".to_owned()),
         Err(error) => broken(&error),
     }
+}
+
+/// Lets all tasks run that are ready. A task that wakes another would otherwise be followed by that one at once, whoever
+/// else waits; and `tokio::task::yield_now` also asks the system for news, which nobody needs here.
+async fn stand_back() {
+    let mut stood_back = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut stood_back, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 async fn read<R: AsyncRead + Unpin>(mut reader: R, link: Arc<Link>, inbound: Arc<dyn Inbound>) -> End {
