@@ -8,6 +8,7 @@
 //! slept, all links are cut, because what lies in their buffers has no stamp.
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::blocks::Blocks;
@@ -44,6 +46,8 @@ const MAX_QUEUED_MESSAGE_BYTES: usize = 32 << 20;
 const MAX_HELD: Duration = Duration::from_secs(MAX_DEADLINE.as_secs() / 2);
 /// Longest pause between two turns of the task. If far more has passed, the machine slept.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The resolution of tokio's timers.
+const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Most inputs handled between two looks at what the core wants done.
 const MAX_TURN_INPUTS: usize = 1024;
 /// Most requests that are being passed on, per node.
@@ -294,6 +298,32 @@ pub(super) struct Shared {
     pub(super) stop: CancellationToken,
 }
 
+/// The one timer of a node's task. A new one for every turn would cost a system call nearly every time: tokio wakes
+/// its driver for whatever is due a little earlier than all that it knows.
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    at: Timestamp,
+}
+
+impl Alarm {
+    fn new(now: Timestamp) -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), at: now }
+    }
+
+    /// Rings after `wait` at the latest, give or take what tokio's timers do; it may ring earlier.
+    fn set(&mut self, now: Timestamp, wait: Duration) {
+        let due = now + wait;
+        if self.sleep.is_elapsed() || due + TIMER_STEP < self.at {
+            self.sleep.as_mut().reset(Instant::now() + wait);
+            self.at = due;
+        }
+    }
+
+    async fn rings(&mut self) {
+        self.sleep.as_mut().await;
+    }
+}
+
 /// The task of a node.
 pub(super) struct Runtime {
     core: Core,
@@ -371,6 +401,7 @@ impl Runtime {
         let mut inputs = Vec::with_capacity(MAX_TURN_INPUTS);
         // Whether several inputs shared the last turn.
         let mut busy = false;
+        let mut alarm = Alarm::new(self.clock.now());
         loop {
             self.carry_out()?;
             let now = self.clock.now();
@@ -378,6 +409,7 @@ impl Runtime {
             let (has_room, wants) =
                 self.data.as_ref().map_or((true, false), |data| (data.has_room(), data.wants()));
             let wait = if wants { Duration::ZERO } else { wait };
+            alarm.set(now, wait);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -392,7 +424,7 @@ impl Runtime {
                 Some(event) = self.net_events.recv() => self.net_event(event),
                 Some(_) = self.forwards.join_next(), if !self.forwards.is_empty() => {}
                 Some(_) = self.merging.join_next(), if !self.merging.is_empty() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = alarm.rings() => {}
             }
             if has_room && (busy || inputs.len() > 1) {
                 self.gather(&mut inputs).await;
