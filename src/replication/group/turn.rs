@@ -259,6 +259,16 @@ impl Group {
         }
     }
 
+    /// A leader's core counts time for two things: whether it still hears a quorum, and heartbeats of its own, which
+    /// differ in phase between groups, so that an idle node would send a frame in every tick. It learns of the time
+    /// in one step with ours.
+    fn tick_leading_core(&mut self, beat: bool, shared: &Shared) {
+        if beat {
+            self.raw.raft.election_elapsed += shared.config.ticks(shared.config.heartbeat) - 1;
+            self.raw.tick();
+        }
+    }
+
     /// Time has passed; `beat`: leaders say that they lead.
     pub(in crate::replication) fn tick(&mut self, beat: bool, shared: &mut Shared) {
         let now = shared.now;
@@ -270,7 +280,9 @@ impl Group {
             // The core drew from its own source after a change of role; ours is the one that counts.
             self.raw.raft.set_randomized_election_timeout(self.election_ticks);
             self.settle_if_electing(shared);
-            if leads || self.may_campaign() {
+            if leads {
+                self.tick_leading_core(beat, shared);
+            } else if self.may_campaign() {
                 self.raw.tick();
             }
         }
