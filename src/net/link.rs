@@ -52,7 +52,7 @@ const CLOSED: &str = "connection closed";
 /// When a silent link is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// How often each end says that it lives. Well below `limit`.
+    /// How often each end says that it lives, unless it says something else. Well below `limit`.
     pub interval: Duration,
     /// A link on which nothing arrived for this long is closed. At least twice the longest round trip, and
     /// longer than a busy machine keeps a task waiting.
@@ -78,6 +78,8 @@ pub(super) struct Link {
     unanswered: AtomicUsize,
     /// Reads that brought something, on both substreams: proof of life.
     reads: AtomicU64,
+    /// Writes, on both substreams.
+    writes: AtomicU64,
     stop: Mutex<Option<Stop>>,
     stopping: CancellationToken,
     /// The link is over and everyone was told.
@@ -117,6 +119,7 @@ impl Link {
             pending: Mutex::default(),
             unanswered: AtomicUsize::new(0),
             reads: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
             stop: Mutex::new(None),
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -380,7 +383,7 @@ where
         let (reader, writer) = stream.split();
         let (reading, writing, inbound) = (Arc::clone(link), Arc::clone(link), Arc::clone(inbound));
         tasks.spawn(async move { (channel, read(reader, reading, inbound).await) });
-        tasks.spawn(async move { (channel, write(writer, writing.outbox(channel)).await) });
+        tasks.spawn(async move { (channel, write(writer, &writing, channel).await) });
     }
     let reason = supervise(link, &mut tasks, heartbeat).await;
     tasks.shutdown().await;
@@ -400,13 +403,13 @@ enum End {
 type Tasks = JoinSet<(Channel, End)>;
 
 async fn supervise(link: &Link, tasks: &mut Tasks, heartbeat: Heartbeat) -> String {
-    let tick = (heartbeat.interval / 2).max(Duration::from_millis(1));
+    let tick = heartbeat.interval.max(Duration::from_millis(1));
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last_tick = Instant::now();
     let mut reads = 0;
+    let mut writes = 0;
     let mut silence = Duration::ZERO;
-    let mut is_odd = false;
     // When the other side closes in good order, its goodbye is on one substream and its last messages are on
     // the other: after the first of the two ends, the second has a moment.
     let mut goodbye = None;
@@ -435,8 +438,11 @@ async fn supervise(link: &Link, tasks: &mut Tasks, heartbeat: Heartbeat) -> Stri
                 if silence >= heartbeat.limit {
                     return format!("no heartbeat for {:?}", heartbeat.limit);
                 }
-                is_odd = !is_odd;
-                if is_odd {
+                let written = link.writes.load(Ordering::Relaxed);
+                let silent = written == writes;
+                // Whoever says something else is alive as well; the heartbeat itself is one write.
+                writes = written + u64::from(silent);
+                if silent {
                     link.push_control(Kind::Heartbeat, 0);
                 }
             }
@@ -470,7 +476,8 @@ async fn say_goodbye(link: &Link, tasks: &mut Tasks) -> String {
     }
 }
 
-async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> End {
+async fn write<W: AsyncWrite + Unpin>(mut writer: W, link: &Link, channel: Channel) -> End {
+    let outbox = link.outbox(channel);
     let mut batch = Vec::new();
     let written: io::Result<()> = async {
         while outbox.wait().await {
@@ -479,6 +486,7 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, outbox: &Outbox) -> End {
             outbox.take(&mut batch);
             writer.write_all(&batch).await?;
             writer.flush().await?;
+            link.writes.fetch_add(1, Ordering::Relaxed);
             batch.clear();
             if batch.capacity() > RETAINED_BYTES {
                 batch = Vec::new();
