@@ -36,6 +36,8 @@ pub struct Driver {
     damaged: BTreeMap<PartitionId, Damaged>,
     /// Groups that this turn has touched.
     touched: BTreeSet<PartitionId>,
+    /// Groups in which something waits for the next tick; the others are looked at with each heartbeat.
+    restless: BTreeSet<PartitionId>,
     next_tick: Timestamp,
     ticks: usize,
 }
@@ -51,6 +53,7 @@ impl Driver {
             destroyed: BTreeMap::new(),
             damaged: BTreeMap::new(),
             touched: BTreeSet::new(),
+            restless: BTreeSet::new(),
             next_tick,
             ticks: 0,
         }
@@ -203,6 +206,7 @@ impl Driver {
         self.damaged.clear();
         self.shared.forget_writes();
         self.touched.clear();
+        self.restless.clear();
         self.shared.outbox.clear();
         self.shared.timers.clear();
     }
@@ -233,6 +237,7 @@ impl Driver {
         };
         group.close(&mut self.shared);
         self.touched.remove(&partition);
+        self.restless.remove(&partition);
         self.note_destroyed(partition, group.id());
         self.shared.keep(Write::Destroy { partition, replica: group.id() });
         self.shared.outputs.push_back(Output::ReplicaRemoved { partition });
@@ -459,9 +464,21 @@ impl Driver {
     pub fn next_deadline(&self) -> Timestamp {
         match self.shared.timers.first() {
             _ if self.groups.is_empty() && self.damaged.is_empty() => Timestamp::NEVER,
-            Some((at, _)) => self.next_tick.min(*at),
-            None => self.next_tick,
+            Some((at, _)) => self.next_look().min(*at),
+            None => self.next_look(),
         }
+    }
+
+    /// The next tick in which there is something to do.
+    fn next_look(&self) -> Timestamp {
+        let ticks = if self.restless.is_empty() { self.ticks_to_beat() } else { 1 };
+        self.next_tick + self.shared.config.tick * (ticks - 1)
+    }
+
+    /// How many ticks from now on leaders say that they lead.
+    fn ticks_to_beat(&self) -> u32 {
+        let beat = self.shared.config.ticks(self.shared.config.heartbeat);
+        u32::try_from(beat - self.ticks % beat).unwrap_or(u32::MAX)
     }
 
     /// Does what is due.
@@ -474,21 +491,33 @@ impl Driver {
             self.shared.timers.pop_first();
             self.with(partition, Group::on_timer);
         }
-        if now < self.next_tick {
+        if now < self.next_look() {
             return;
         }
-        // After a pause, time that was not lived through is not made up for: one tick, then on from here.
-        self.next_tick = self.next_tick + self.shared.config.tick;
+        let tick = self.shared.config.tick;
+        // After a pause, time that was not lived through is not made up for: up to the next heartbeat, then on from here.
+        let mut passed = 1;
+        while passed < self.ticks_to_beat() && self.next_tick + tick * passed <= now {
+            passed += 1;
+        }
+        let beat = passed == self.ticks_to_beat();
+        self.next_tick = self.next_tick + tick * passed;
         if self.next_tick <= now {
-            self.next_tick = now + self.shared.config.tick;
+            self.next_tick = now + tick;
         }
-        let config = &self.shared.config;
-        self.ticks += 1;
-        let beat = self.ticks.is_multiple_of(config.ticks(config.heartbeat));
-        for partition in self.groups.keys().copied().collect::<Vec<_>>() {
-            self.with(partition, |group, shared| group.tick(beat, shared));
+        let before = self.ticks;
+        self.ticks += passed as usize;
+        let looked_at: Vec<_> = if beat {
+            self.groups.keys().copied().collect()
+        } else {
+            self.restless.iter().copied().collect()
+        };
+        let ticks = self.ticks;
+        for partition in looked_at {
+            self.with(partition, |group, shared| group.tick(ticks, beat, shared));
         }
-        if self.ticks.is_multiple_of(self.shared.config.ticks(INQUIRE_DAMAGED)) {
+        let inquire = self.shared.config.ticks(INQUIRE_DAMAGED);
+        if before / inquire < self.ticks / inquire {
             for (partition, damaged) in &self.damaged {
                 for node in self.shared.linked.clone() {
                     let inquiry =
@@ -511,6 +540,10 @@ impl Driver {
             group.drain(&mut self.shared);
             if group.is_doomed() {
                 self.destroy(partition);
+            } else if group.is_restless(&self.shared) {
+                self.restless.insert(partition);
+            } else {
+                self.restless.remove(&partition);
             }
         }
         // First, so that the disk works while others do.

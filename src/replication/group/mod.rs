@@ -62,6 +62,8 @@ pub(super) struct Group {
     heard_at: Timestamp,
     inquired_at: Timestamp,
     quorum_linked: bool,
+    /// The driver's tick at which this group was looked at.
+    ticked: usize,
     election_ticks: usize,
     seen: (u64, StateRole),
     announced: Option<NodeId>,
@@ -152,6 +154,7 @@ impl Group {
             heard_at: shared.now,
             inquired_at: shared.now,
             quorum_linked: false,
+            ticked: 0,
             election_ticks: 0,
             seen,
             announced: None,

@@ -30,9 +30,9 @@ pub(super) const PENDING_GRACE: Duration = Duration::from_millis(300);
 /// So many heartbeats after a quorum was heard, a leader still counts the time as lived in its company: more than
 /// one, or it would lag in every pause between two.
 const COMPANY_BEATS: f64 = 1.5;
-/// Longest time between two looks at the clock that is counted, in ticks: a leader looks in each of them, and
+/// Longest time between two looks at the clock that is counted, in heartbeats: a leader looks at each of them, and
 /// stood still if it did not.
-const MAX_STEP_TICKS: u32 = 4;
+const MAX_STEP_BEATS: f64 = 1.5;
 /// But above this the machine slept, and the world went on: its sleep is counted.
 const SLEPT: Duration = Duration::from_secs(5);
 
@@ -107,7 +107,7 @@ impl Group {
         lead.lived += if step > SLEPT {
             step
         } else {
-            step.min(config.tick * MAX_STEP_TICKS).min(accompanied.since(lead.counted))
+            step.min(config.heartbeat.mul_f64(MAX_STEP_BEATS)).min(accompanied.since(lead.counted))
         };
         lead.counted = now;
         let lived = u64::try_from(lead.lived.as_millis()).unwrap_or(u64::MAX);

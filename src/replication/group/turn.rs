@@ -259,20 +259,48 @@ impl Group {
         }
     }
 
-    /// A leader's core counts time for two things: whether it still hears a quorum, and heartbeats of its own, which
-    /// differ in phase between groups, so that an idle node would send a frame in every tick. It learns of the time
-    /// in one step with ours.
-    fn tick_leading_core(&mut self, beat: bool, shared: &Shared) {
-        if beat {
-            self.raw.raft.election_elapsed += shared.config.ticks(shared.config.heartbeat) - 1;
+    /// Whether something waits for the next tick, and not only for the next heartbeat.
+    pub(in crate::replication) fn is_restless(&self, shared: &Shared) -> bool {
+        let waits = !self.initialised
+            || self.pending_until.is_some()
+            || self.campaign_at.is_some()
+            || self.incoming.is_some()
+            || !self.outgoing.is_empty();
+        let Some(lead) = &self.lead else {
+            return waits || self.raw.raft.leader_id == 0;
+        };
+        let beat = u64::try_from(shared.config.heartbeat.as_millis()).unwrap_or(u64::MAX);
+        let soon = lead.stamp.0.saturating_add(beat);
+        waits
+            || lead.told < self.raw.raft.raft_log.committed
+            || lead.round.is_some()
+            || lead.transfer_until.is_some()
+            || !lead.retired.is_empty()
+            || !self.voting.outgoing.is_empty()
+            || self.machine.next_due().is_some_and(|due| due.0 <= soon)
+    }
+
+    /// Lets the core know of ticks. A leader's counts time for two things: whether it still hears a quorum, and
+    /// heartbeats of its own, which differ in phase between groups, so that an idle node would send a frame in every
+    /// tick: it learns of them with ours.
+    fn tick_core(&mut self, passed: usize, beat: bool) {
+        let elapsed = &mut self.raw.raft.election_elapsed;
+        if self.lead.is_some() && !beat {
+            *elapsed += passed;
+        } else if passed > 0 {
+            *elapsed += passed - 1;
             self.raw.tick();
         }
     }
 
-    /// Time has passed; `beat`: leaders say that they lead.
-    pub(in crate::replication) fn tick(&mut self, beat: bool, shared: &mut Shared) {
+    /// It is the driver's tick of this number; `beat`: leaders say that they lead.
+    pub(in crate::replication) fn tick(&mut self, tick: usize, beat: bool, shared: &mut Shared) {
         let now = shared.now;
         let leads = self.is_leader();
+        let passed = tick - std::mem::replace(&mut self.ticked, tick).min(tick);
+        // Who heard of its leader meanwhile counts from then on.
+        let since = if leads { shared.config.heartbeat } else { now.since(self.heard_at) };
+        let passed = passed.min(shared.config.ticks(since));
         if beat || self.has_more_committed() {
             self.raw.ping();
         }
@@ -280,10 +308,8 @@ impl Group {
             // The core drew from its own source after a change of role; ours is the one that counts.
             self.raw.raft.set_randomized_election_timeout(self.election_ticks);
             self.settle_if_electing(shared);
-            if leads {
-                self.tick_leading_core(beat, shared);
-            } else if self.may_campaign() {
-                self.raw.tick();
+            if leads || self.may_campaign() {
+                self.tick_core(passed, beat);
             }
         }
         self.give_up_pending(shared);
