@@ -8,6 +8,7 @@ mod redis_cluster;
 mod redlock;
 mod resp;
 mod roundtable;
+mod scaling;
 mod servers;
 mod setup;
 mod table;
@@ -48,6 +49,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(setup: &Setup) -> Result<()> {
+    if let Some(directory) = &setup.scaling {
+        let curves = scaling::measure(setup).await?;
+        scaling::draw(&curves, directory)?;
+        print!("{}", scaling::table(&curves));
+        return Ok(());
+    }
     let mut results = Results::default();
     let mut report = setup.describe()?;
     report.push_str(" CPU in seconds per 100,000 operations.\n");

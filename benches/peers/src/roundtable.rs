@@ -1,19 +1,21 @@
 //! Roundtable, three nodes, driven by its own `bench`.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::failover::{self, Connect, Outage};
-use crate::load::{Client, KEYS, Missing, Op, Sample, Step, Task, VALUE_BYTES};
+use crate::load::{Client, Missing, Op, Sample, Step, Task, VALUE_BYTES};
+use crate::scaling::Shape;
 use crate::servers::{Servers, stat};
 use crate::setup::Setup;
 
-const NODES: usize = 3;
+/// Replicas of each partition, if there are as many nodes.
+const REPLICAS: usize = 3;
 /// A swarm of another name on this machine is left alone.
 const SWARM: &str = "peers";
 /// Between two looks at the CPU times.
@@ -30,6 +32,7 @@ pub(crate) struct Roundtable {
     servers: Servers,
     binary: PathBuf,
     runtime_dir: PathBuf,
+    shape: Shape,
 }
 
 /// What `roundtable status` says of a node.
@@ -38,23 +41,32 @@ struct Status {
     replicas: Vec<Replica>,
 }
 
+/// What `roundtable ring` says.
+#[derive(Debug, Deserialize)]
+struct Ring {
+    members: Vec<Member>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Member {
+    owns: usize,
+    leads: usize,
+}
+
 #[derive(Debug, Deserialize)]
 struct Replica {
-    leader: Option<String>,
     has_quorum: bool,
     voters: Vec<String>,
     learners: Vec<String>,
 }
 
 impl Status {
-    /// Whether every partition is on all nodes, and every node leads some. What is only planned does not count.
-    fn settled(&self) -> bool {
-        let leaders: BTreeSet<&String> =
-            self.replicas.iter().filter_map(|replica| replica.leader.as_ref()).collect();
+    /// Whether every partition is on as many nodes as it should be. What is only planned does not count.
+    fn whole(&self, nodes: usize) -> bool {
         let whole = |replica: &Replica| {
-            replica.has_quorum && replica.voters.len() == NODES && replica.learners.is_empty()
+            replica.has_quorum && replica.voters.len() == nodes.min(REPLICAS) && replica.learners.is_empty()
         };
-        leaders.len() == NODES && self.replicas.iter().all(whole)
+        self.replicas.iter().all(whole)
     }
 }
 
@@ -78,16 +90,32 @@ struct Latency {
     max: u64,
 }
 
+impl Ring {
+    /// Whether all are in, and each leads what it owns.
+    fn settled(&self, nodes: usize) -> bool {
+        self.members.len() == nodes && self.members.iter().all(|member| member.owns == member.leads)
+    }
+}
+
 impl Roundtable {
     pub(crate) async fn start(setup: &Setup, durable: bool, strace: Option<&PathBuf>) -> Result<Self> {
+        Self::start_as(setup, Shape::default(), durable, strace).await
+    }
+
+    pub(crate) async fn start_as(
+        setup: &Setup,
+        shape: Shape,
+        durable: bool,
+        strace: Option<&PathBuf>,
+    ) -> Result<Self> {
         let mut servers = Servers::new(setup.scratch.join("roundtable"), strace)?;
         let runtime_dir = servers.make_dir("run")?;
         make_private(&runtime_dir)?;
         let binary = setup.roundtable.clone();
-        for number in 0..NODES {
+        for number in 0..shape.nodes {
             let name = name(number);
             let mut command = command(&binary, &runtime_dir);
-            command.arg("up");
+            command.args(["up", "--partitions", &shape.partitions.to_string()]);
             if durable {
                 let data_dir = servers.make_dir(&name)?;
                 make_private(&data_dir)?;
@@ -96,17 +124,13 @@ impl Roundtable {
             servers.start(&name, &command)?;
         }
         servers
-            .wait_until("every node holds every partition, and leads some", async || {
-                let answer = command(&binary, &runtime_dir).arg("status").output()?;
-                ensure!(
-                    answer.status.success(),
-                    "roundtable status: {}",
-                    String::from_utf8_lossy(&answer.stdout)
-                );
-                Ok(serde_json::from_slice::<Status>(&answer.stdout).context("roundtable status")?.settled())
+            .wait_until("every node has what it should, and leads what it owns", async || {
+                let status: Status = ask(&binary, &runtime_dir, "status")?;
+                let ring: Ring = ask(&binary, &runtime_dir, "ring")?;
+                Ok(status.whole(shape.nodes) && ring.settled(shape.nodes))
             })
             .await?;
-        Ok(Self { servers, binary, runtime_dir })
+        Ok(Self { servers, binary, runtime_dir, shape })
     }
 
     pub(crate) fn servers(&self) -> &Servers {
@@ -132,8 +156,8 @@ impl Roundtable {
 
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
         let (op, keys) = match task.op {
-            Op::Put => ("put", KEYS),
-            Op::Get => ("get", KEYS),
+            Op::Put => ("put", self.shape.keys),
+            Op::Get => ("get", self.shape.keys),
             Op::LockDistinct => ("lock", task.clients),
             Op::LockContended => ("lock", 1),
         };
@@ -149,7 +173,7 @@ impl Roundtable {
         ]);
         bench.args([
             "--value-size",
-            &VALUE_BYTES.to_string(),
+            &self.shape.value_bytes.to_string(),
             "--seconds",
             &task.duration.as_secs().to_string(),
         ]);
@@ -247,6 +271,13 @@ fn command(binary: &PathBuf, runtime_dir: &PathBuf) -> Command {
     command.env("ROUNDTABLE_RUNTIME_DIR", runtime_dir).env("ROUNDTABLE_SWARM", SWARM);
     command.env("ROUNDTABLE_FORMAT", "json");
     command
+}
+
+/// What a command that looks at the swarm says.
+fn ask<T: DeserializeOwned>(binary: &PathBuf, runtime_dir: &PathBuf, what: &str) -> Result<T> {
+    let answer = command(binary, runtime_dir).arg(what).output()?;
+    ensure!(answer.status.success(), "roundtable {what}: {}", String::from_utf8_lossy(&answer.stdout));
+    serde_json::from_slice(&answer.stdout).with_context(|| format!("roundtable {what}"))
 }
 
 /// Other users must not be able to read it: nodes insist on that.

@@ -126,6 +126,19 @@ impl Servers {
         self.running.iter().map(|server| Ok(stat(server.child.id())?.cpu)).sum()
     }
 
+    /// CPU time that all their threads that are still there have used so far: finer than [`cpu`](Self::cpu), for what
+    /// is done in short moments.
+    pub(crate) fn thread_time(&self) -> Result<Duration> {
+        let mut nanos = 0;
+        for server in &self.running {
+            for thread in fs::read_dir(format!("/proc/{}/task", server.child.id()))? {
+                let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+                nanos += text.split_whitespace().next().context("schedstat")?.parse::<u64>()?;
+            }
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.running.len()

@@ -46,6 +46,10 @@ pub(crate) struct Setup {
     /// Write every single sample to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) raw: Option<PathBuf>,
+    /// Instead: what Roundtable costs with more nodes, partitions and keys, and with larger values; draw that into
+    /// this directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "peers", "raw"])]
+    pub(crate) scaling: Option<PathBuf>,
     /// An empty directory on a disk, for all servers
     #[arg(long, env = "PEERS_SCRATCH", hide = true)]
     pub(crate) scratch: PathBuf,
