@@ -9,6 +9,7 @@
 //! measuring makes sense: with `ROUNDTABLE_LAB_STRICT=1`, and `ROUNDTABLE_LAB_BIN` naming a release binary.
 //! `ROUNDTABLE_LAB_ROUNDS` repeats what goes in rounds.
 
+mod backup;
 mod bounds;
 mod chaos;
 mod command;
