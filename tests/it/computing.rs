@@ -270,7 +270,7 @@ async fn a_node_that_dies_costs_only_its_own_work() {
         let machine = machine();
         let mut nodes = nodes(4, || on(&machine)).await;
         let client = nodes[0].client();
-        let data = text(24 << 20, 23);
+        let data = text(12 << 20, 23);
         within("put", put(&client, "text", &data)).await;
         let dies = nodes.pop().unwrap();
         let reached = AtomicBool::new(false);
