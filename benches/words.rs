@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 
 /// Different words of a text.
-const WORDS: usize = 200_000;
+const WORDS: u32 = 200_000;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,9 +34,9 @@ fn main() -> io::Result<()> {
 struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    fn below(&mut self, limit: u32) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
+        u32::try_from(self.0 >> 33).unwrap_or(0) % limit
     }
 }
 
@@ -44,18 +44,18 @@ impl Random {
 /// often as the first.
 fn make(bytes: usize, out: &mut impl Write) -> io::Result<()> {
     let mut random = Random(1);
-    let mut words: Vec<Vec<u8>> = Vec::with_capacity(WORDS);
-    for rank in 0..WORDS {
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    for rank in 1..=WORDS {
         // Frequent words are short.
-        let length = 2 + rank.ilog2().min(12) as usize / 2 + random.next() as usize % 4;
-        words.push((0..length).map(|_| b'a' + (random.next() % 26) as u8).collect());
+        let length = 2 + rank.ilog2().min(12) / 2 + random.below(4);
+        words.push((0..length).map(|_| b"etaoinshrdlucmfwypvbgkqjxz"[random.below(26) as usize]).collect());
     }
     let (mut written, mut column) = (0, 0);
     while written < bytes {
         // The logarithm of the rank is uniform.
-        let bits = random.next() % 17;
-        let rank = (1usize << bits) + random.next() as usize % (1 << bits);
-        let word = &words[rank.min(WORDS) - 1];
+        let bits = random.below(18);
+        let rank = (1 << bits) + random.below(1 << bits);
+        let word = &words[rank.min(WORDS) as usize - 1];
         out.write_all(word)?;
         column += word.len() + 1;
         written += word.len() + 1;
@@ -69,10 +69,10 @@ fn skewed(bytes: usize, out: &mut impl Write) -> io::Result<()> {
     let mut random = Random(2);
     let mut written = 0;
     while written < bytes {
-        let line = if random.next() % 10 > 0 {
+        let line = if random.below(10) > 0 {
             "everybody\n".to_owned()
         } else {
-            format!("somebody-{}\n", random.next() % 1_000_000)
+            format!("somebody-{}\n", random.below(1_000_000))
         };
         out.write_all(line.as_bytes())?;
         written += line.len();

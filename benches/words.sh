@@ -42,7 +42,7 @@ start_nodes() {
         rt up >"$work/node$i.log" 2>&1 &
         pids+=($!)
     done
-    until [ "$(rt members --format json 2>/dev/null | grep -o '"alive"' | wc -l)" = "$nodes" ]; do sleep 0.2; done
+    until rt members --format json 2>/dev/null | grep -q "\"alive\":$nodes,"; do sleep 0.2; done
 }
 # Runs a count; prints what it took.
 count() {

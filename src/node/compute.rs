@@ -99,9 +99,9 @@ impl Desk {
     }
 
     pub(super) async fn map(self: &Arc<Self>, map: MapPart) -> Result<WorkResponse, WorkError> {
-        let ended = self.open(map.job)?;
+        let opened = self.open(map.job)?;
         // Cancelled when nobody waits for this any more.
-        let stop = ended.child_token();
+        let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
         let attempt = self.attempt(map.errand, stop)?;
         if map.ranges == 0 || map.ranges as usize > MAX_RANGES {
@@ -120,7 +120,7 @@ impl Desk {
                 }
             }
         };
-        let mapped = ended.run_until_cancelled(mapping).await.unwrap_or(Err(WorkError::Ended));
+        let mapped = opened.ended.run_until_cancelled(mapping).await.unwrap_or(Err(WorkError::Ended));
         let (file, Mapped { run, records, pairs: made }, fetched) = mapped?;
         self.keep(map.job, map.task, file)?;
         Ok(WorkResponse::Mapped { parts: run.parts, pairs: run.pairs, records, made, fetched })
@@ -217,13 +217,13 @@ impl Desk {
         if range.runs.len() > MAX_RUNS || range.range as usize >= MAX_RANGES {
             return Err(WorkError::Limit);
         }
-        let ended = self.open(range.job)?;
+        let opened = self.open(range.job)?;
         // Cancelled when nobody waits for this any more.
-        let stop = ended.child_token();
+        let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
         let attempt = self.attempt(range.errand.clone(), stop)?;
         let reducing = self.reduce_range(range, attempt);
-        ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))
+        opened.ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))
     }
 
     async fn reduce_range(
