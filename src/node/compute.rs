@@ -255,9 +255,9 @@ impl Desk {
             Destination::Dataset { id, name, first } => {
                 let (mut filler, blocks) = Filler::new(format);
                 let reducing = self.compute(move || {
-                    let reduced = reducing(&mut |record| filler.push(record).map_err(|_| TaskError::Ended));
-                    let finished = filler.finish();
-                    reduced.and_then(|reduced| finished.map(|()| reduced).map_err(|_| WorkError::Ended))
+                    let reduced = reducing(&mut |record| filler.push(record).map_err(|_| TaskError::Ended))?;
+                    filler.finish().map_err(|_| WorkError::Ended)?;
+                    Ok::<_, WorkError>(reduced)
                 });
                 let writing = shuffle::write(self, (id, &name), first, blocks);
                 let (reduced, written) = tokio::join!(reducing, writing);
