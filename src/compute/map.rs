@@ -15,7 +15,7 @@ use super::hash::{Partitioning, Ranges};
 use super::merge::PairMerge;
 use super::program::{Instance, Limits, ProgramError, Shape};
 use super::run::{PairRun, RunWriter};
-use super::table::Table;
+use super::table::{COMBINE_BYTES, Table};
 use super::{BATCH_BYTES, Budget, TaskError, check_pair};
 use crate::sort::MergeError;
 
@@ -88,7 +88,7 @@ impl<'a, W: Write, S: Spills> MapTask<'a, W, S> {
             table_bytes,
             go_on,
             out: RunWriter::new(out, ranges.count),
-            table: Table::new(ranges),
+            table: Table::new(ranges, COMBINE_BYTES.min(table_bytes / 8)),
             spills,
             spilled: Vec::new(),
             records: Records::default(),
