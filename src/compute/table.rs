@@ -6,8 +6,10 @@
 //! kept of it, and what comes back takes the place of that. So a key of which there are millions takes the room of a
 //! few, and groups to which nothing comes cost nothing.
 
+use std::hint::black_box;
 use std::io::{self, Write};
 use std::mem;
+use std::ops::Range;
 
 use super::batch::{Groups, MAX_BATCH_BYTES, Pairs};
 use super::hash::{Ranges, hash};
@@ -22,6 +24,8 @@ pub(super) const COMBINE_BYTES: usize = 1024 * 1024;
 const HEAD_BYTES: usize = 8;
 /// No value.
 const NONE: u32 = u32::MAX;
+/// Pairs whose groups are looked for at once.
+pub(super) const AHEAD: usize = 32;
 /// Slots of the index at first.
 const FIRST_SLOTS: usize = 1024;
 
@@ -142,8 +146,25 @@ impl Table {
         self.groups.is_empty()
     }
 
-    pub(super) fn insert(&mut self, key: &[u8], value: &[u8]) {
-        let at = self.group_of(key);
+    /// The hashes of the keys of some pairs. What is needed to find their groups is read on the way, of all of them
+    /// before any is looked for: so the processor waits for memory once, and not for each.
+    pub(super) fn look_ahead(&self, pairs: &Pairs, some: Range<usize>) -> [u64; AHEAD] {
+        let (mut hashes, mut slots) = ([0; AHEAD], [0; AHEAD]);
+        for ((at, found), slot) in some.zip(&mut hashes).zip(&mut slots) {
+            *found = hash(pairs.get(at).0);
+            *slot = self.index[low(*found) & (self.index.len() - 1)];
+        }
+        for slot in slots {
+            if let Some(group) = (slot as usize).checked_sub(1).and_then(|group| self.groups.get(group)) {
+                black_box(self.keys.get(group.key as usize));
+            }
+        }
+        hashes
+    }
+
+    /// One more pair, with the hash of its key.
+    pub(super) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8]) {
+        let at = self.group_of(hash, key);
         let group = &mut self.groups[at];
         if group.late.first == NONE {
             self.touched.push(number(at));
@@ -152,8 +173,7 @@ impl Table {
     }
 
     /// The group of a key, which is made if there is none.
-    fn group_of(&mut self, key: &[u8]) -> usize {
-        let hash = hash(key);
+    fn group_of(&mut self, hash: u64, key: &[u8]) -> usize {
         if let Some(group) = self.find(key, hash) {
             return group;
         }
