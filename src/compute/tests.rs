@@ -124,7 +124,7 @@ fn counting_in_text() -> Program {
         })
         .combine(move |_, counts, count| count.extend_from_slice(sum(counts).to_string().as_bytes()))
         .reduce(move |word, counts, out| {
-            out.record(&[word, format!("\t{}", sum(counts)).as_bytes()].concat())
+            out.record(&[word, format!("\t{}", sum(counts)).as_bytes()].concat());
         })
 }
 
