@@ -7,6 +7,7 @@
 //! - [`ring`]: which members hold which partition, a pure function of the members;
 //! - [`dataset`]: how data is cut into blocks, and what is known of them;
 //! - [`sort`]: sorting what does not fit into memory, without network and disk;
+//! - [`compute`]: programs over what does not fit into memory, without network and disk;
 //! - [`state_machine`]: what one partition replicates;
 //! - [`replication`]: all Raft groups of a node as one driver without I/O;
 //! - [`storage`]: what a node keeps on its disk; the only module that touches it for data;
@@ -22,6 +23,7 @@
 pub mod cli;
 pub mod client;
 pub mod codec;
+pub mod compute;
 pub mod dataset;
 pub mod docs;
 pub mod id;

@@ -150,38 +150,30 @@ impl<E, S: Iterator<Item = Result<Bytes, E>>> Merge<S> {
         Ok(())
     }
 
-    fn sift_down(&mut self, mut at: usize) {
-        loop {
-            let (left, right) = (2 * at + 1, 2 * at + 2);
-            let mut least = at;
-            for child in [left, right] {
-                if child < self.heap.len() && self.is_before(self.heap[child], self.heap[least]) {
-                    least = child;
-                }
-            }
-            if least == at {
-                return;
-            }
-            self.heap.swap(at, least);
-            at = least;
-        }
+    fn sift_down(&mut self, at: usize) {
+        let (cursors, order) = (&self.cursors, self.order);
+        sift_down(&mut self.heap, at, |one, other| {
+            cursors[one as usize].is_before(&cursors[other as usize], order)
+        });
     }
+}
 
-    fn is_before(&self, one: u32, other: u32) -> bool {
-        let (one, other) = (&self.cursors[one as usize], &self.cursors[other as usize]);
-        match one.prefix.cmp(&other.prefix) {
-            Ordering::Less => true,
-            Ordering::Greater => false,
-            Ordering::Equal => {
-                let parts = |cursor: &Cursor<S>| cursor.position;
-                let (one_at, other_at) = (parts(one), parts(other));
-                let order = self.order;
-                order.records(
-                    (one.key(order), one.record(), one_at),
-                    (other.key(order), other.record(), other_at),
-                ) == Ordering::Less
+/// Puts what is at a place of a heap where it belongs, if only it may be wrong: no further from the first than what
+/// it is before.
+pub(crate) fn sift_down(heap: &mut [u32], mut at: usize, is_before: impl Fn(u32, u32) -> bool) {
+    loop {
+        let (left, right) = (2 * at + 1, 2 * at + 2);
+        let mut least = at;
+        for child in [left, right] {
+            if child < heap.len() && is_before(heap[child], heap[least]) {
+                least = child;
             }
         }
+        if least == at {
+            return;
+        }
+        heap.swap(at, least);
+        at = least;
     }
 }
 
@@ -197,6 +189,18 @@ impl<S> Cursor<S> {
 
     fn key(&self, order: Order) -> &[u8] {
         if order.is_whole() { self.record() } else { &self.key }
+    }
+
+    fn is_before(&self, other: &Self, order: Order) -> bool {
+        match self.prefix.cmp(&other.prefix) {
+            Ordering::Less => true,
+            Ordering::Greater => false,
+            Ordering::Equal => {
+                let one = (self.key(order), self.record(), self.position);
+                let other = (other.key(order), other.record(), other.position);
+                order.records(one, other) == Ordering::Less
+            }
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod splitter;
 mod tests;
 
 pub use key::{Key, KeyError, Order};
+pub(crate) use merge::sift_down;
 pub use merge::{Merge, MergeError, Merged};
 pub use run::{InputBlock, Run, RunPart, sort_into_run};
 pub use splitter::{MAX_SPLITTER_KEY_BYTES, Sample, Splitter, sample, splitters};
@@ -48,7 +49,18 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// One more record.
     pub fn add(&mut self, record: &[u8]) {
-        let mut mixed = u64::from(crc32c::crc32c(record)) | ((record.len() as u64) << 32);
+        self.add_checksum(crc32c::crc32c(record), record.len());
+    }
+
+    /// One more record, which is a key and a value.
+    pub fn add_pair(&mut self, key: &[u8], value: &[u8]) {
+        // Where the key ends counts as well.
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(key), value);
+        self.add_checksum(checksum, (key.len() << 11) + key.len() + value.len());
+    }
+
+    fn add_checksum(&mut self, checksum: u32, length: usize) {
+        let mut mixed = u64::from(checksum) | ((length as u64) << 32);
         // The finalizer of splitmix64: equal sums of such numbers are no more likely than chance.
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

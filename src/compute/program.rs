@@ -1,0 +1,182 @@
+//! What the engine knows of programs: what they have, how one is started, what it is handed, and how it fails.
+
+use std::fmt::{self, Debug};
+
+use serde::{Deserialize, Serialize};
+
+use super::batch::{Groups, MAX_GROUP_BYTES, Pairs, Records};
+
+/// Longest name of a program, in bytes.
+pub const MAX_PROGRAM_NAME_BYTES: usize = 64;
+/// Most arguments of a job.
+pub const MAX_ARGUMENTS: usize = 64;
+/// Most bytes of all arguments of a job together.
+pub const MAX_ARGUMENT_BYTES: usize = 64 * 1024;
+/// Longest text that a program's error has, in bytes; the rest is cut off.
+pub const MAX_ERROR_BYTES: usize = 1024;
+
+/// What a program has beside `map`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Shape {
+    /// Values of one key can be put together before they go to another node.
+    pub combine: bool,
+    /// Pairs are brought together by key. Without it they become records as they are, in the order of the input:
+    /// the key and, unless it is empty, a tab and the value.
+    pub reduce: bool,
+}
+
+/// How much one attempt of one task may use. What a native function computes cannot be interrupted: for it `fuel`
+/// and `memory_bytes` mean nothing, and `time_ms` is looked at between two batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Units of work of shipped code, about one for each instruction.
+    pub fuel: u64,
+    /// Bytes of memory of shipped code.
+    pub memory_bytes: u64,
+    /// Milliseconds.
+    pub time_ms: u64,
+    /// Bytes of pairs or records that it hands back, all calls together.
+    pub output_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            fuel: 200_000_000_000,
+            memory_bytes: 256 * 1024 * 1024,
+            time_ms: 120_000,
+            output_bytes: 2 * 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// Something that can be run: native functions or shipped code. Registered or fetched once, shared by all tasks.
+pub trait Executable: Send + Sync + Debug {
+    /// What the program has.
+    fn shape(&self) -> Shape;
+
+    /// A fresh instance for one attempt of one task, with the arguments as the user gave them. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot work with these arguments, or not be started within the limits.
+    fn start(&self, arguments: &[Vec<u8>], limits: &Limits) -> Result<Box<dyn Instance>, ProgramError>;
+}
+
+/// One attempt of one task. All calls block, and come from one thread at a time. After an error there is no further
+/// call. What is handed out is appended to `out`, of which the engine looks at nothing after an error.
+pub trait Instance: Send {
+    /// Makes pairs of a batch of records.
+    ///
+    /// # Errors
+    /// The task fails with it.
+    fn map(&mut self, records: &Records, out: &mut Pairs) -> Result<(), ProgramError>;
+
+    /// Puts values of the same key together. A group may be a part of all the values of its key; what comes out may
+    /// be handed in again with others. Keys must stay what they are. Not called unless [`Shape::combine`].
+    ///
+    /// # Errors
+    /// The task fails with it.
+    fn combine(&mut self, groups: &Groups, out: &mut Pairs) -> Result<(), ProgramError>;
+
+    /// Makes records of groups; each is whole, and in the order of keys. Not called unless [`Shape::reduce`].
+    ///
+    /// # Errors
+    /// The task fails with it.
+    fn reduce(&mut self, groups: &Groups, out: &mut Records) -> Result<(), ProgramError>;
+}
+
+/// Why a program did not do its part. It is the program's fault, or that of what it was given: it would happen
+/// again. The node is unharmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// It says so itself, or panicked.
+    #[error("the program failed: {0}")]
+    Failed(String),
+    /// It cannot work with these arguments.
+    #[error("wrong arguments: {0}")]
+    Arguments(String),
+    /// It did what it must not, and was stopped.
+    #[error("the program trapped: {0}")]
+    Trapped(String),
+    /// It did more than it may.
+    #[error("the program used up its fuel of {limit}")]
+    OutOfFuel {
+        /// [`Limits::fuel`].
+        limit: u64,
+    },
+    /// It took longer than it may.
+    #[error("the program took longer than {limit_ms} ms")]
+    OutOfTime {
+        /// [`Limits::time_ms`].
+        limit_ms: u64,
+    },
+    /// It wanted more memory than it may have.
+    #[error("the program wanted more memory than {limit} bytes")]
+    OutOfMemory {
+        /// [`Limits::memory_bytes`].
+        limit: u64,
+    },
+    /// It handed back more than it may.
+    #[error("the program's output is longer than {limit} bytes")]
+    TooMuchOutput {
+        /// [`Limits::output_bytes`], or that of one call.
+        limit: u64,
+    },
+    /// What it handed back makes no sense.
+    #[error("the program's output makes no sense: {0}")]
+    BadOutput(String),
+    /// A key has more values than can be handed to it at once.
+    #[error(
+        "the values of key {key} are longer than {MAX_GROUP_BYTES} bytes together (a program with `combine` keeps them short)"
+    )]
+    GroupTooLong {
+        /// The beginning of the key.
+        key: String,
+    },
+}
+
+impl ProgramError {
+    /// It failed by itself.
+    pub fn failed(text: impl fmt::Display) -> Self {
+        Self::Failed(bounded(text))
+    }
+
+    /// It cannot work with its arguments.
+    pub fn arguments(text: impl fmt::Display) -> Self {
+        Self::Arguments(bounded(text))
+    }
+
+    /// It was stopped.
+    pub fn trapped(text: impl fmt::Display) -> Self {
+        Self::Trapped(bounded(text))
+    }
+
+    /// What it handed back makes no sense.
+    pub fn bad_output(text: impl fmt::Display) -> Self {
+        Self::BadOutput(bounded(text))
+    }
+}
+
+/// At most [`MAX_ERROR_BYTES`] of a text.
+fn bounded(text: impl fmt::Display) -> String {
+    let mut text = text.to_string();
+    if text.len() > MAX_ERROR_BYTES {
+        let end = (0..=MAX_ERROR_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_errors_are_bounded() {
+        let ProgramError::Failed(text) = ProgramError::failed("ä".repeat(MAX_ERROR_BYTES)) else { panic!() };
+        assert!(text.len() <= MAX_ERROR_BYTES + 3 && text.ends_with("ä..."));
+        assert_eq!(ProgramError::failed("no").to_string(), "the program failed: no");
+    }
+}
