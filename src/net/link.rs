@@ -503,7 +503,7 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, link: &Link, channel: Chann
 
 /// Lets all tasks run that are ready. A task that wakes another would otherwise be followed by that one at once, whoever
 /// else waits; and `tokio::task::yield_now` also asks the system for news, which nobody needs here.
-async fn stand_back() {
+pub(crate) async fn stand_back() {
     let mut stood_back = false;
     poll_fn(|context| {
         if std::mem::replace(&mut stood_back, true) {

@@ -41,6 +41,7 @@ use tokio_util::task::TaskTracker;
 
 pub use address::{AddressError, DEFAULT_PORT};
 pub use identity::{Identity, Secret, SecretError};
+pub(crate) use link::stand_back;
 pub use link::{Heartbeat, Responder};
 pub use ticket::{Ticket, TicketError};
 

@@ -15,6 +15,9 @@ const MAX_EXPORTS: usize = 8;
 const MAX_EXPORT_BYTES: usize = 512 * 1024 * 1024;
 /// An export that nobody asked for during this time is dropped.
 const EXPORT_TTL: Duration = Duration::from_secs(30);
+/// After this time it gives way to another one, if there is no room: whoever fetched it may have died. Well below the
+/// time for which clients ask again.
+const EXPORT_IDLE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Export {
@@ -43,15 +46,20 @@ impl Exports {
     }
 
     /// Notes that an export of about `bytes` will be made for this request. `false`: there is no room.
-    pub(super) fn want(&mut self, tag: u64, bytes: usize) -> bool {
-        let exports = self.kept.len() + self.wanted.len();
-        let fits = self.bytes.saturating_add(bytes) <= MAX_EXPORT_BYTES;
-        if exports >= MAX_EXPORTS || (exports > 0 && !fits) {
-            return false;
+    pub(super) fn want(&mut self, tag: u64, bytes: usize, now: Timestamp) -> bool {
+        while !self.has_room(bytes) {
+            let idle = self.due.first().filter(|(due, _)| *due <= now + (EXPORT_TTL - EXPORT_IDLE));
+            let Some((_, name)) = idle.copied() else { return false };
+            self.remove(name);
         }
         self.bytes += bytes;
         self.wanted.insert(tag, bytes);
         true
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        let exports = self.kept.len() + self.wanted.len();
+        exports == 0 || (exports < MAX_EXPORTS && self.bytes.saturating_add(bytes) <= MAX_EXPORT_BYTES)
     }
 
     /// The request has come to nothing (or is no request for an export).
@@ -119,7 +127,7 @@ mod tests {
     fn an_export_is_fetched_in_pieces_and_dropped_at_its_end() {
         let mut exports = Exports::new(u64::MAX);
         let bytes: Vec<u8> = (0..=255).cycle().take(MAX_PIECE_BYTES * 2 + 5).collect();
-        assert!(exports.want(1, 100));
+        assert!(exports.want(1, 100, NOW));
         let name = exports.keep(1, bytes.clone(), NOW);
         let mut fetched = Vec::new();
         while fetched.len() < bytes.len() {
@@ -149,17 +157,31 @@ mod tests {
     #[test]
     fn number_and_bytes_are_bounded_but_one_always_fits() {
         let mut exports = Exports::new(7);
-        assert!(exports.want(1, MAX_EXPORT_BYTES * 2));
-        assert!(!exports.want(2, 1));
+        assert!(exports.want(1, MAX_EXPORT_BYTES * 2, NOW));
+        assert!(!exports.want(2, 1, NOW));
         exports.forget(1);
         exports.forget(1);
         for tag in 0..MAX_EXPORTS as u64 {
-            assert!(exports.want(tag, 1));
+            assert!(exports.want(tag, 1, NOW));
         }
-        assert!(!exports.want(99, 1));
+        assert!(!exports.want(99, 1, NOW));
         let name = exports.keep(0, vec![0; 1], NOW);
-        assert!(!exports.want(99, 1));
+        assert!(!exports.want(99, 1, NOW));
         exports.piece(name, 1, NOW);
-        assert!(exports.want(99, 1));
+        assert!(exports.want(99, 1, NOW));
+    }
+
+    #[test]
+    fn those_of_the_dead_give_way() {
+        let mut exports = Exports::new(7);
+        let names: Vec<u64> =
+            (0..MAX_EXPORTS as u64).map(|tag| exports.keep(tag, vec![1; 10], NOW)).collect();
+        let later = NOW + EXPORT_IDLE;
+        // This one is still being fetched.
+        exports.piece(names[0], 0, later).unwrap();
+        assert!(!exports.want(98, 1, NOW + EXPORT_IDLE / 2));
+        assert!(exports.want(99, 1, later));
+        assert_eq!(exports.piece(names[1], 0, later), None);
+        assert!(exports.piece(names[0], 0, later).is_some());
     }
 }

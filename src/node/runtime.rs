@@ -29,7 +29,7 @@ use super::merge;
 use super::rpc::NodeRpc;
 use crate::codec::{decode, encode};
 use crate::id::{NodeId, SwarmId};
-use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret};
+use crate::net::{Inbound, LinkInfo, Net, NetEvent, Responder, Role, Secret, stand_back};
 use crate::state_machine::MAX_DEADLINE;
 use crate::storage;
 use crate::time::Timestamp;
@@ -399,8 +399,6 @@ impl Runtime {
     async fn serve(&mut self) -> Result<(), String> {
         let stop = self.shared.stop.clone();
         let mut inputs = Vec::with_capacity(MAX_TURN_INPUTS);
-        // Whether several inputs shared the last turn.
-        let mut busy = false;
         let mut alarm = Alarm::new(self.clock.now());
         loop {
             self.carry_out()?;
@@ -426,10 +424,9 @@ impl Runtime {
                 Some(_) = self.merging.join_next(), if !self.merging.is_empty() => {}
                 () = alarm.rings() => {}
             }
-            if has_room && (busy || inputs.len() > 1) {
+            if has_room {
                 self.gather(&mut inputs).await;
             }
-            busy = inputs.len() > 1;
             // Whatever else is ready, also when inputs never cease.
             while self.forwards.try_join_next().is_some() {}
             while let Ok(event) = self.net_events.try_recv() {
@@ -448,9 +445,9 @@ impl Runtime {
     }
 
     /// Lets all that is ready run, and takes what it brings: it then shares the turn, and so the frames, the write to
-    /// the disk and the wake-ups. Not worth it for a single input.
+    /// the disk and the wake-ups.
     async fn gather(&mut self, inputs: &mut Vec<Input>) {
-        tokio::task::yield_now().await;
+        stand_back().await;
         while inputs.len() < MAX_TURN_INPUTS
             && let Ok(input) = self.inbox.inputs.try_recv()
         {

@@ -522,7 +522,7 @@ impl Swarm {
             }
             Request::Export { partition, .. } => {
                 let bytes = self.driver.state(partition).map_or(0, StateMachine::bytes);
-                if !self.exports.want(tag, bytes) {
+                if !self.exports.want(tag, bytes, now) {
                     return Err(Box::new(Response::Refused(Refusal::Overloaded)));
                 }
                 self.driver.export(partition, tag, now);
