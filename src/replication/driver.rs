@@ -11,6 +11,7 @@ use super::message::{Body, GroupMessage, RaftKind};
 use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, RecoverError, Refusal};
 use crate::id::{NodeId, PartitionId, ReplicaId};
+use crate::mutation::{Mutation, planted};
 use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
@@ -349,7 +350,11 @@ impl Driver {
             return;
         }
         let from_leader = match &message.body {
-            Body::Raft(raft) => matches!(raft.kind, RaftKind::Append | RaftKind::Heartbeat),
+            Body::Raft(raft) => match raft.kind {
+                RaftKind::Append | RaftKind::Heartbeat => true,
+                RaftKind::Vote | RaftKind::PreVote => planted(Mutation::WipedNodeVotes),
+                _ => false,
+            },
             Body::SnapshotChunk(_) => true,
             _ => false,
         };

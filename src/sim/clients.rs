@@ -20,9 +20,12 @@ use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
 
 /// How many there are.
 const CLIENTS: usize = 8;
-/// And so many more that only read, each time beside another node: who is cut off must not answer with what is old.
+/// And so many more that only read, each time beside another node, most often the leader that was cut off lately, if
+/// there is one: it must not answer with what is old.
 const READERS: usize = 4;
-const REGISTERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
+/// How often a reader is with that leader.
+const DRAWN_TO_DEPOSED: f64 = 0.7;
+pub(super) const REGISTERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
 const SWAPPED: [&str; 2] = ["s0", "s1"];
 const COUNTERS: [&str; 3] = ["n0", "n1", "n2"];
 const BRIEF: [&str; 2] = ["b0", "b1"];
@@ -115,12 +118,18 @@ impl Clients {
         self.recorder.set_time(Duration::from_micros(world.now.as_micros()));
         self.number += 1;
         let number = self.number;
-        let (key, op, operation) = self.draw(world, index, number);
-        let partition = world.partition_of(key.as_bytes());
+        let (mut key, op, operation) = self.draw(world, index, number);
         let client = &mut self.all[index];
         if index >= CLIENTS {
             client.anchor = world.up().choose(&mut world.rng).copied();
+            if let Some((leader, led)) = world.deposed
+                && world.rng.random_bool(DRAWN_TO_DEPOSED)
+            {
+                client.anchor = Some(leader);
+                led.clone_into(&mut key);
+            }
         }
+        let partition = world.partition_of(key.as_bytes());
         let ask = match operation {
             Some(operation) => {
                 let next = client.sequences.entry(partition).or_default();
