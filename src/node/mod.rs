@@ -8,6 +8,7 @@
 mod blocks;
 mod builder;
 mod clock;
+mod complaints;
 mod core;
 mod data;
 mod event;

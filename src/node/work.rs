@@ -35,6 +35,8 @@ use crate::wire::{
 
 /// Requests of jobs that a node works on or hands out parts for at the same time. Further ones are refused.
 const MAX_WORK: usize = 256;
+/// Merges that read ahead beside those that a processor works on. Further ones wait for their turn.
+const READING_AHEAD: usize = 1;
 /// Jobs that a node keeps something for.
 const MAX_JOBS: usize = 64;
 /// What is kept for a job goes when nobody has asked for anything of it for so long.
@@ -74,6 +76,7 @@ impl Worker {
             client: self.client.clone(),
             blocks: Arc::clone(&self.blocks),
             processors: Arc::new(Semaphore::new(processors)),
+            merges: Semaphore::new(processors + READING_AHEAD),
             jobs: Mutex::default(),
             directory: Mutex::default(),
             files: AtomicU64::new(0),
@@ -107,6 +110,8 @@ pub(super) struct Desk {
     pub(super) client: Client<NodeRpc>,
     blocks: Arc<Blocks>,
     pub(super) processors: Arc<Semaphore>,
+    /// Merges under way: each reads thousands of runs.
+    merges: Semaphore,
     jobs: Mutex<BTreeMap<JobId, Job>>,
     /// Where runs are, once there was one.
     directory: Mutex<Option<PathBuf>>,
@@ -192,7 +197,10 @@ impl Desk {
             return Err(WorkError::Limit);
         }
         let ended = self.open(merge.job)?;
-        let merged = merge.run(self);
+        let merged = async {
+            let _turn = self.merges.acquire().await.map_err(|_| WorkError::Ended)?;
+            merge.run(self).await
+        };
         ended.run_until_cancelled(merged).await.unwrap_or(Err(WorkError::Ended))
     }
 

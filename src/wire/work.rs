@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::codec::at_most;
 use crate::dataset::{BlockId, BlockInfo, Format};
 use crate::id::{DatasetId, JobId, NodeId};
 use crate::sort::{Fingerprint, Order, RunPart, Sample, Splitter};
@@ -53,6 +54,7 @@ pub enum WorkRequest {
         /// What records look like.
         format: Format,
         /// At most [`MAX_TASK_BLOCKS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_TASK_BLOCKS>")]
         blocks: Vec<InputRef>,
         /// Of each block; at most [`MAX_BLOCK_SAMPLES`].
         count: u32,
@@ -68,8 +70,10 @@ pub enum WorkRequest {
         /// What records look like.
         format: Format,
         /// Where ranges begin; fewer than [`MAX_RANGES`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_RANGES>")]
         splitters: Vec<Splitter>,
         /// At most [`MAX_TASK_BLOCKS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_TASK_BLOCKS>")]
         blocks: Vec<InputRef>,
     },
     /// The next bytes of one range of a run. Answered by [`WorkResponse::Part`].
@@ -97,6 +101,7 @@ pub enum WorkRequest {
         /// What records look like.
         format: Format,
         /// At most [`MAX_RUNS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_RUNS>")]
         runs: Vec<RunRef>,
         /// The dataset that the range becomes a part of.
         output: DatasetId,
