@@ -23,7 +23,7 @@ const CLIENTS: usize = 8;
 /// And so many more that only read, each time beside another node, most often the leader that was cut off lately, if
 /// there is one: it must not answer with what is old.
 const READERS: usize = 4;
-/// How often a reader is with that leader.
+/// How often a reader is with that leader then, and another client writes what it led.
 const DRAWN_TO_DEPOSED: f64 = 0.7;
 pub(super) const REGISTERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
 const SWAPPED: [&str; 2] = ["s0", "s1"];
@@ -118,16 +118,12 @@ impl Clients {
         self.recorder.set_time(Duration::from_micros(world.now.as_micros()));
         self.number += 1;
         let number = self.number;
-        let (mut key, op, operation) = self.draw(world, index, number);
+        let drawn = world.deposed.filter(|_| world.rng.random_bool(DRAWN_TO_DEPOSED));
+        let (key, op, operation) = self.draw(world, index, number, drawn.map(|(_, led)| led));
         let client = &mut self.all[index];
         if index >= CLIENTS {
-            client.anchor = world.up().choose(&mut world.rng).copied();
-            if let Some((leader, led)) = world.deposed
-                && world.rng.random_bool(DRAWN_TO_DEPOSED)
-            {
-                client.anchor = Some(leader);
-                led.clone_into(&mut key);
-            }
+            let somewhere = world.up().choose(&mut world.rng).copied();
+            client.anchor = drawn.map(|(leader, _)| leader).or(somewhere);
         }
         let partition = world.partition_of(key.as_bytes());
         let ask = match operation {
@@ -161,6 +157,7 @@ impl Clients {
         world: &mut World,
         index: usize,
         number: u64,
+        led: Option<&str>,
     ) -> (String, Option<Op>, Option<Operation>) {
         let rng = &mut world.rng;
         let value = number.to_string().into_bytes();
@@ -168,8 +165,13 @@ impl Clients {
         let (register, swapped, counter, brief) =
             (pick(&REGISTERS), pick(&SWAPPED), pick(&COUNTERS), pick(&BRIEF));
         let bytes = |key: &str| key.as_bytes().to_vec();
+        let register = led.map_or(register, str::to_owned);
         if index >= CLIENTS {
             return (register, Some(Op::Get), None);
+        }
+        if led.is_some() {
+            let operation = Operation::Put { key: bytes(&register), value: value.clone(), ttl_ms: None };
+            return (register, Some(Op::Put(value)), Some(operation));
         }
         match rng.random_range(0..100) {
             0..14 => (register, Some(Op::Get), None),

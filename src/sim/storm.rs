@@ -141,7 +141,7 @@ impl Storm {
         kinds.shuffle(&mut world.rng);
         kinds.truncate(world.rng.random_range(3..=10));
         // Old leaders are what reads must be guarded against in every run.
-        kinds.extend([Fault::Depose; 2]);
+        kinds.extend([Fault::Depose; 3]);
         if durable != Durability::None && world.rng.random_bool(0.4) {
             // It needs groups that have not changed lately, so it is tried often, and nodes neither come nor go.
             kinds.retain(|kind| !matches!(kind, Fault::Join | Fault::Leave | Fault::Storm));
@@ -343,7 +343,7 @@ impl Storm {
             world.block(node, leader);
         }
         // Long enough for others to take over and to write. It goes on before it hears of them.
-        let (readers_from, until) = if world.rng.random() {
+        let (readers_from, until) = if world.rng.random_bool(0.75) {
             let stands_still = world.ms(2_500, 4_000);
             world.pause(leader, stands_still);
             (stands_still.saturating_sub(world.ms(200, 900)), stands_still + world.ms(50, 300))
