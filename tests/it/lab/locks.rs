@@ -265,7 +265,7 @@ enum Trouble {
     CutTo,
     /// Packets from and to a node are lost, each by chance.
     Lose,
-    /// Little passes to a node.
+    /// Little passes to the node that all depend on.
     Slow,
     /// A process of contenders stands still, for longer than its lease.
     PauseContenders,
@@ -332,9 +332,11 @@ impl Contest {
             Trouble::CutTo => self.cut(lasts, |lab| lab.cut_one_way(&others, &[node])),
             Trouble::Lose => self.cut(lasts, |lab| lab.lose(&[node], 15)),
             Trouble::Slow => {
-                self.lab.network().slow(node, 300, 400);
+                // To others too little goes.
+                let leader = self.lab.leader_of("lock");
+                self.lab.network().slow(leader, 100, 400);
                 pass(lasts);
-                let met = self.lab.network().fast(node);
+                let met = self.lab.network().fast(leader);
                 assert!(met > 0, "nothing had to wait");
             }
             Trouble::PauseContenders => {
