@@ -1,8 +1,11 @@
 //! bincode with a limit, always: a length that a peer claims is checked before memory is reserved for it.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Longest encoded request, response or message, in bytes. Above the longest value plus key plus overhead.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -38,6 +41,40 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     Ok(value)
 }
 
+/// Reads a sequence of at most `MAX` elements: a few bytes of a message may be a hundred times as many in memory.
+/// For `#[serde(deserialize_with = "...")]`.
+///
+/// # Errors
+/// If it has more; before they are read.
+pub(crate) fn at_most<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Elements<T, const MAX: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Elements<T, MAX> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {MAX} elements")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
+            if let Some(claimed) = sequence.size_hint().filter(|claimed| *claimed > MAX) {
+                return Err(A::Error::custom(format_args!("{claimed} elements, at most {MAX} are allowed")));
+            }
+            let mut elements = Vec::new();
+            while let Some(element) = sequence.next_element()? {
+                elements.push(element);
+            }
+            Ok(elements)
+        }
+    }
+
+    deserializer.deserialize_seq(Elements::<T, MAX>(PhantomData))
+}
+
 /// Bytes that are not what they should be.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,6 +96,15 @@ mod tests {
         let mut bytes = vec![253];
         bytes.extend_from_slice(&u64::MAX.to_le_bytes());
         assert!(decode::<Vec<u8>>(&bytes).is_err());
+    }
+
+    #[test]
+    fn more_elements_than_allowed_are_refused() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Few(#[serde(deserialize_with = "at_most::<_, _, 3>")] Vec<u64>);
+        assert_eq!(decode::<Few>(&encode(&vec![1_u64, 2, 3])).unwrap(), Few(vec![1, 2, 3]));
+        let refused = decode::<Few>(&encode(&vec![1_u64, 2, 3, 4])).unwrap_err().to_string();
+        assert!(refused.contains("4 elements, at most 3 are allowed"), "{refused}");
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Mutation {
     ExpiryByOwnClock,
     /// A replica is given the id of one that was lost or removed.
     ReplicaIdReused,
+    /// A node that lost its disk comes back under its own name, and its replicas vote before they have a state.
+    WipedNodeVotes,
     /// Snapshots leave out which writes were applied.
     RetryTableDropped,
     /// Fencing tokens are counted, and the count is not in snapshots.
@@ -56,11 +58,12 @@ mod planting {
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Self; 6] = [
+        pub const ALL: [Self; 7] = [
             Self::AckBeforeMajority,
             Self::StaleLease,
             Self::ExpiryByOwnClock,
             Self::ReplicaIdReused,
+            Self::WipedNodeVotes,
             Self::RetryTableDropped,
             Self::TokenRestarts,
         ];

@@ -194,14 +194,16 @@ impl Link {
         self.stop(Stop::AtOnce(why.to_owned()));
     }
 
-    fn stop(&self, how: Stop) {
+    /// Whether that is how it ends now, and did not before.
+    fn stop(&self, how: Stop) -> bool {
         let mut stop = lock(&self.stop);
-        match (&*stop, &how) {
-            (None, _) | (Some(Stop::InGoodOrder(_)), Stop::AtOnce(_)) => *stop = Some(how),
-            _ => {}
+        let news = matches!((&*stop, &how), (None, _) | (Some(Stop::InGoodOrder(_)), Stop::AtOnce(_)));
+        if news {
+            *stop = Some(how);
         }
         drop(stop);
         self.stopping.cancel();
+        news
     }
 
     fn outbox(&self, channel: Channel) -> &Outbox {
@@ -214,7 +216,10 @@ impl Link {
     /// Puts a frame without a body into the queue of answers, even if it is full.
     fn push_control(&self, kind: Kind, id: u64) {
         if self.requests.push_control(kind, id, &[]) == Err(PushError::Full) {
-            self.abort("the other side does not read what it asked for");
+            let why = "the other side does not read what it asked for";
+            if self.stop(Stop::AtOnce(why.to_owned())) {
+                tracing::warn!(peer = %self.node, address = %self.address, "link closed: {why}");
+            }
         }
     }
 
@@ -533,7 +538,10 @@ async fn read<R: AsyncRead + Unpin>(mut reader: R, link: Arc<Link>, inbound: Arc
                     }
                 }
                 Ok(None) => break,
-                Err(error) => return End::Broken(error.to_string()),
+                Err(error) => {
+                    tracing::warn!(peer = %link.node, address = %link.address, %error, "link closed");
+                    return End::Broken(error.to_string());
+                }
             }
         }
     }

@@ -25,6 +25,8 @@ const MAX_REQUESTS: usize = 64;
 const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// Most requests of jobs that wait for the task that does them.
 const MAX_WAITING_WORK: usize = 256;
+/// Most bytes of requests of jobs that wait or are worked on, as they were encoded; per node.
+const MAX_WORK_BYTES: usize = 64 << 20;
 /// Most damaged blocks that wait to be fetched from other replicas. Further ones are found missing by those.
 const MAX_TO_HEAL: usize = 1024;
 /// Most datasets that were given up and are to be looked at. Further ones are looked at when their time is over.
@@ -36,6 +38,7 @@ pub(super) struct Blocks {
     store: Arc<BlockStore>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    work_bytes: Arc<Semaphore>,
     tasks: TaskTracker,
     /// Blocks that were found damaged, and the names of their datasets.
     to_heal: Mutex<BTreeMap<BlockId, Vec<u8>>>,
@@ -56,6 +59,7 @@ impl Blocks {
             store: Arc::new(store),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             bytes: Arc::new(Semaphore::new(MAX_REQUEST_BYTES)),
+            work_bytes: Arc::new(Semaphore::new(MAX_WORK_BYTES)),
             tasks: TaskTracker::new(),
             to_heal: Mutex::default(),
             given_up: Mutex::default(),
@@ -77,6 +81,24 @@ impl Blocks {
         if let Err(full) = self.work.try_send(Assignment { swarm, request, respond }) {
             (full.into_inner().respond)(Response::Refused(Refusal::Overloaded));
         }
+    }
+
+    /// Lets this node do a part of a job for a peer that asked by so many bytes, and answers later.
+    pub(super) fn assign_peers(
+        &self,
+        swarm: SwarmId,
+        request: WorkRequest,
+        request_bytes: usize,
+        respond: impl FnOnce(Response) + Send + 'static,
+    ) {
+        let request_bytes = u32::try_from(request_bytes).unwrap_or(u32::MAX);
+        let Ok(held) = Arc::clone(&self.work_bytes).try_acquire_many_owned(request_bytes) else {
+            return respond(Response::Refused(Refusal::Overloaded));
+        };
+        self.assign(swarm, request, move |response| {
+            drop(held);
+            respond(response);
+        });
     }
 
     /// Why nothing is done here for a swarm, if it is not the one that this node serves.

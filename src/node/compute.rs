@@ -222,7 +222,10 @@ impl Desk {
         let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
         let attempt = self.attempt(range.errand.clone(), stop)?;
-        let reducing = self.reduce_range(range, attempt);
+        let reducing = async {
+            let _turn = self.merges.acquire().await.map_err(|_| WorkError::Ended)?;
+            self.reduce_range(range, attempt).await
+        };
         opened.ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))
     }
 

@@ -8,6 +8,7 @@
 mod blocks;
 mod builder;
 mod clock;
+mod complaints;
 mod compute;
 mod core;
 mod data;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocks::Blocks;
 use super::builder::make_ticket;
 use super::clock::Clock;
+use super::complaints::Complaints;
 use super::core::{Core, Output, Purpose};
 use super::data::Data;
 use super::event::NodeEvent;
@@ -167,6 +168,7 @@ pub(super) struct Inlet {
     message_bytes: Arc<Semaphore>,
     last_turn: Arc<LastTurn>,
     blocks: Arc<Blocks>,
+    complaints: Arc<Mutex<Complaints>>,
 }
 
 /// The other end of an [`Inlet`].
@@ -207,6 +209,7 @@ pub(super) fn inlet(blocks: Arc<Blocks>) -> (Inlet, Inbox) {
         message_bytes: Arc::new(Semaphore::new(MAX_QUEUED_MESSAGE_BYTES)),
         last_turn: Arc::clone(&last_turn),
         blocks,
+        complaints: Arc::default(),
     };
     (inlet, Inbox { inputs: receiver, links, wake, last_turn })
 }
@@ -216,18 +219,25 @@ impl Inlet {
         self.inputs.clone()
     }
 
+    /// Whether to tell what a peer sends that cannot be read.
+    fn complaint(&self, about: NodeId, what: &'static str, now: Timestamp) -> Option<u64> {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).next(about, what, now)
+    }
+
     /// Queues a request, or refuses it.
     fn accept(&self, from: NodeId, role: Role, body: &Bytes, respond: Respond) {
         let arrived = Clock.now();
         let Some(held) =
-            take_share(&self.request_bytes, body).filter(|_| !self.last_turn.is_long_ago(arrived))
+            take_share(&self.request_bytes, body.len()).filter(|_| !self.last_turn.is_long_ago(arrived))
         else {
             return respond.send(Response::Refused(Refusal::Overloaded));
         };
         let request = match decode(body) {
             Ok(request) => request,
             Err(error) => {
-                tracing::warn!(peer = %from, %error, "request refused");
+                if let Some(untold) = self.complaint(from, "request", arrived) {
+                    tracing::warn!(peer = %from, %error, untold, "request refused");
+                }
                 return respond.send(Response::Refused(Refusal::BadRequest(error.to_string())));
             }
         };
@@ -236,7 +246,8 @@ impl Inlet {
                 return self.blocks.serve(swarm, request, body.len(), move |response| respond.send(response));
             }
             Request::Work { swarm, request } => {
-                return self.blocks.assign(swarm, request, move |response| respond.send(response));
+                let respond = move |response| respond.send(response);
+                return self.blocks.assign_peers(swarm, request, body.len(), respond);
             }
             request => request,
         };
@@ -256,8 +267,8 @@ impl Inlet {
 }
 
 /// A share of the budget for an encoded input; `None`: it is used up.
-fn take_share(budget: &Arc<Semaphore>, body: &Bytes) -> Option<Held> {
-    let bytes = u32::try_from(body.len()).ok()?;
+fn take_share(budget: &Arc<Semaphore>, bytes: usize) -> Option<Held> {
+    let bytes = u32::try_from(bytes).ok()?;
     Arc::clone(budget).try_acquire_many_owned(bytes).ok()
 }
 
@@ -278,11 +289,20 @@ impl Inbound for Inlet {
 
     fn message(&self, from: NodeId, body: Bytes) {
         // Messages may be lost: what sent them repeats what matters.
-        let Some(held) = take_share(&self.message_bytes, &body) else { return };
-        match decode(&body) {
-            Ok(message) => drop(self.inputs.try_send(Input::Message { from, message, held })),
-            Err(error) => tracing::warn!(peer = %from, %error, "message refused"),
-        }
+        let Some(mut held) = take_share(&self.message_bytes, body.len()) else { return };
+        let message: Message = match decode(&body) {
+            Ok(message) => message,
+            Err(error) => {
+                if let Some(untold) = self.complaint(from, "message", Clock.now()) {
+                    tracing::warn!(peer = %from, %error, untold, "message refused");
+                }
+                return;
+            }
+        };
+        let more = message.held_bytes().saturating_sub(body.len());
+        let Some(more) = take_share(&self.message_bytes, more) else { return };
+        held.merge(more);
+        drop(self.inputs.try_send(Input::Message { from, message, held }));
     }
 }
 

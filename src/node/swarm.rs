@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use super::complaints::Complaints;
 use super::core::{CoreConfig, Output};
 use super::event::{MemberChange, NodeEvent};
 use super::export::Exports;
@@ -92,6 +93,7 @@ pub(super) struct Swarm {
     stale_ring: bool,
     /// Blocks of datasets that are kept here.
     blocks: usize,
+    complaints: Complaints,
     /// `Some` while leaving: the number of replicas told last.
     leaving: Option<usize>,
     outputs: VecDeque<Output>,
@@ -179,6 +181,7 @@ impl Swarm {
             others_stopping: BTreeSet::new(),
             stale_ring: false,
             blocks: 0,
+            complaints: Complaints::default(),
             leaving: None,
             outputs: VecDeque::new(),
         }
@@ -250,13 +253,21 @@ impl Swarm {
     }
 
     pub(super) fn gossip(&mut self, from: NodeId, bytes: &[u8], now: Timestamp) {
-        if let Err(error) = self.membership.handle_message(from, bytes, now) {
-            tracing::warn!(peer = %from, %error, "gossip refused");
+        if let Err(error) = self.membership.handle_message(from, bytes, now)
+            && let Some(untold) = self.complaints.next(from, "gossip", now)
+        {
+            tracing::warn!(peer = %from, %error, untold, "gossip refused");
         }
     }
 
     pub(super) fn groups(&mut self, from: NodeId, messages: Vec<GroupMessage>, now: Timestamp) {
+        let odd = self.driver.dropped();
         self.driver.receive(from, messages, now);
+        if self.driver.dropped() > odd
+            && let Some(untold) = self.complaints.next(from, "groups", now)
+        {
+            tracing::warn!(peer = %from, untold, "messages of groups refused: no correct replica sends them");
+        }
     }
 
     pub(super) fn leading(&mut self, from: NodeId, leads: &[(PartitionId, u64)]) {

@@ -37,6 +37,8 @@ use crate::wire::{
 
 /// Requests of jobs that a node works on or hands out parts for at the same time. Further ones are refused.
 const MAX_WORK: usize = 256;
+/// Merges that read ahead beside those that a processor works on. Further ones wait for their turn.
+const READING_AHEAD: usize = 1;
 /// Jobs that a node keeps something for.
 const MAX_JOBS: usize = 64;
 /// What is kept for a job goes when nobody has asked for anything of it for so long.
@@ -80,6 +82,7 @@ impl Worker {
             blocks: Arc::clone(&self.blocks),
             programs: Arc::clone(&self.programs),
             processors: Arc::new(Semaphore::new(processors)),
+            merges: Semaphore::new(processors + READING_AHEAD),
             jobs: Mutex::default(),
             directory: Mutex::default(),
             files: AtomicU64::new(0),
@@ -114,6 +117,8 @@ pub(super) struct Desk {
     blocks: Arc<Blocks>,
     pub(super) programs: Arc<Programs>,
     processors: Arc<Semaphore>,
+    /// Merges under way: each reads thousands of runs.
+    pub(super) merges: Semaphore,
     jobs: Mutex<BTreeMap<JobId, Job>>,
     /// Where runs are, once there was one.
     directory: Mutex<Option<PathBuf>>,
@@ -261,7 +266,10 @@ impl Desk {
             return Err(WorkError::Limit);
         }
         let opened = self.open(merge.job)?;
-        let merged = merge.run(self);
+        let merged = async {
+            let _turn = self.merges.acquire().await.map_err(|_| WorkError::Ended)?;
+            merge.run(self).await
+        };
         opened.ended.run_until_cancelled(merged).await.unwrap_or(Err(WorkError::Ended))
     }
 

@@ -7,17 +7,16 @@ use rand::rngs::StdRng;
 
 use super::durable::{Stored, Write};
 use super::group::{Damaged, Group};
-use super::message::{Body, GroupMessage, RaftKind};
+use super::message::{Body, FRAME_BYTES, GroupMessage, RaftKind};
 use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, RecoverError, Refusal};
 use crate::id::{NodeId, PartitionId, ReplicaId};
+use crate::mutation::{Mutation, planted};
 use crate::state_machine::{Operation, Origin, Query, StateMachine, Watch};
 use crate::time::Timestamp;
 
 /// How often a replica that lost something asks whether its group has removed it.
 const INQUIRE_DAMAGED: Duration = Duration::from_secs(5);
-/// A frame is closed when it has so many bytes; one message may take it over that.
-const FRAME_BYTES: usize = 2 * 1024 * 1024;
 
 /// All Raft groups of a node, without I/O, clock or hidden randomness.
 ///
@@ -349,7 +348,11 @@ impl Driver {
             return;
         }
         let from_leader = match &message.body {
-            Body::Raft(raft) => matches!(raft.kind, RaftKind::Append | RaftKind::Heartbeat),
+            Body::Raft(raft) => match raft.kind {
+                RaftKind::Append | RaftKind::Heartbeat => true,
+                RaftKind::Vote | RaftKind::PreVote => planted(Mutation::WipedNodeVotes),
+                _ => false,
+            },
             Body::SnapshotChunk(_) => true,
             _ => false,
         };

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::codec::at_most;
 use crate::id::{PartitionId, ReplicaId};
 
 /// What one partition's group says to a replica of it on another node.
@@ -21,10 +22,18 @@ pub struct GroupMessage {
     pub body: Body,
 }
 
+/// Longest frame of messages to one node, in bytes by [`GroupMessage::weight`]; one message more still travels.
+pub(crate) const FRAME_BYTES: usize = 2 * 1024 * 1024;
+/// What a message weighs at least, in bytes.
+const FIXED: usize = 64;
+/// Most messages in one frame.
+pub const MAX_FRAME_MESSAGES: usize = FRAME_BYTES / FIXED + 1;
+/// Most entries in one message: as many as fit, however short.
+pub const MAX_MESSAGE_ENTRIES: usize = 256 * 1024;
+
 impl GroupMessage {
     /// About how many bytes the message takes when encoded; used to keep frames bounded.
     pub(crate) fn weight(&self) -> usize {
-        const FIXED: usize = 64;
         const PER_ENTRY: usize = 24;
         FIXED
             + match &self.body {
@@ -39,6 +48,15 @@ impl GroupMessage {
                 Body::SnapshotChunk(chunk) => chunk.data.len() + chunk.header.len(),
                 Body::SnapshotAck(_) | Body::Inquiry | Body::Retired | Body::Lost => 0,
             }
+    }
+
+    /// Bytes that it takes in memory, without what it shares with the frame that it came in.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let entries = match &self.body {
+            Body::Raft(message) => size_of_val(message.entries.as_slice()),
+            _ => 0,
+        };
+        size_of::<Self>() + entries
     }
 }
 
@@ -94,7 +112,8 @@ pub struct RaftMessage {
     /// Of heartbeats and their responses: the read round. Of votes: whether it is a transfer of leadership.
     #[serde(with = "serde_bytes")]
     pub context: Vec<u8>,
-    /// The entries at `index + 1` and following.
+    /// The entries at `index + 1` and following. At most [`MAX_MESSAGE_ENTRIES`].
+    #[serde(deserialize_with = "at_most::<_, _, MAX_MESSAGE_ENTRIES>")]
     pub entries: Vec<LogEntry>,
 }
 

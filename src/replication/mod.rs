@@ -43,7 +43,8 @@ pub use config::DriverConfig;
 pub use driver::Driver;
 pub use durable::{Gap, HardState, Stored, StoredReplica, StoredState, Write};
 pub use message::{
-    Body, GroupMessage, LogEntry, RaftKind, RaftMessage, SnapshotAck, SnapshotChunk, SnapshotState,
+    Body, GroupMessage, LogEntry, MAX_FRAME_MESSAGES, MAX_MESSAGE_ENTRIES, RaftKind, RaftMessage,
+    SnapshotAck, SnapshotChunk, SnapshotState,
 };
 
 use crate::id::{NodeId, PartitionId, ReplicaId, SwarmId};

@@ -20,9 +20,12 @@ use crate::state_machine::{Answer, Operation, Origin, Query, Reply};
 
 /// How many there are.
 const CLIENTS: usize = 8;
-/// And so many more that only read, each time beside another node: who is cut off must not answer with what is old.
+/// And so many more that only read, each time beside another node, most often the leader that was cut off lately, if
+/// there is one: it must not answer with what is old.
 const READERS: usize = 4;
-const REGISTERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
+/// How often a reader is with that leader then, and another client writes what it led.
+const DRAWN_TO_DEPOSED: f64 = 0.7;
+pub(super) const REGISTERS: [&str; 4] = ["r0", "r1", "r2", "r3"];
 const SWAPPED: [&str; 2] = ["s0", "s1"];
 const COUNTERS: [&str; 3] = ["n0", "n1", "n2"];
 const BRIEF: [&str; 2] = ["b0", "b1"];
@@ -115,12 +118,14 @@ impl Clients {
         self.recorder.set_time(Duration::from_micros(world.now.as_micros()));
         self.number += 1;
         let number = self.number;
-        let (key, op, operation) = self.draw(world, index, number);
-        let partition = world.partition_of(key.as_bytes());
+        let drawn = world.deposed.filter(|_| world.rng.random_bool(DRAWN_TO_DEPOSED));
+        let (key, op, operation) = self.draw(world, index, number, drawn.map(|(_, led)| led));
         let client = &mut self.all[index];
         if index >= CLIENTS {
-            client.anchor = world.up().choose(&mut world.rng).copied();
+            let somewhere = world.up().choose(&mut world.rng).copied();
+            client.anchor = drawn.map(|(leader, _)| leader).or(somewhere);
         }
+        let partition = world.partition_of(key.as_bytes());
         let ask = match operation {
             Some(operation) => {
                 let next = client.sequences.entry(partition).or_default();
@@ -152,6 +157,7 @@ impl Clients {
         world: &mut World,
         index: usize,
         number: u64,
+        led: Option<&str>,
     ) -> (String, Option<Op>, Option<Operation>) {
         let rng = &mut world.rng;
         let value = number.to_string().into_bytes();
@@ -159,8 +165,13 @@ impl Clients {
         let (register, swapped, counter, brief) =
             (pick(&REGISTERS), pick(&SWAPPED), pick(&COUNTERS), pick(&BRIEF));
         let bytes = |key: &str| key.as_bytes().to_vec();
+        let register = led.map_or(register, str::to_owned);
         if index >= CLIENTS {
             return (register, Some(Op::Get), None);
+        }
+        if led.is_some() {
+            let operation = Operation::Put { key: bytes(&register), value: value.clone(), ttl_ms: None };
+            return (register, Some(Op::Put(value)), Some(operation));
         }
         match rng.random_range(0..100) {
             0..14 => (register, Some(Op::Get), None),

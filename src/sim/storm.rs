@@ -10,10 +10,13 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::seq::{IndexedRandom, SliceRandom};
 
+use super::clients::REGISTERS;
+use super::disk::Disk;
 use super::machine::Machine;
 use super::network::Weather;
 use super::world::{Alarm, World};
 use crate::id::{NodeId, PartitionId};
+use crate::mutation::{Mutation, planted};
 use crate::replication::Role;
 use crate::time::Timestamp;
 
@@ -37,6 +40,8 @@ pub(super) enum Fault {
     Wipe,
     /// A process stands still for a while.
     Pause,
+    /// Whoever leads what is being read is cut off, and may stand still until others have taken over.
+    Depose,
     /// Two sides do not hear each other.
     Cut,
     /// One side is not heard by the other.
@@ -61,12 +66,13 @@ pub(super) enum Fault {
     Weather,
 }
 
-const ALL: [Fault; 16] = [
+const ALL: [Fault; 17] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::Blackout,
     Fault::Wipe,
     Fault::Pause,
+    Fault::Depose,
     Fault::Cut,
     Fault::CutOneWay,
     Fault::CutPartly,
@@ -86,6 +92,10 @@ enum Lasting {
     Cut,
     /// Then this one stands still.
     CutThenPause(NodeId),
+    /// Then readers come to this one, which led this key.
+    Deposed(NodeId, &'static str),
+    /// Then it is heard again.
+    Depose,
     /// Then this one's disk is lost.
     Wipe(NodeId),
     Weather,
@@ -130,6 +140,8 @@ impl Storm {
         let mut kinds: Vec<Fault> = ALL.to_vec();
         kinds.shuffle(&mut world.rng);
         kinds.truncate(world.rng.random_range(3..=10));
+        // Old leaders are what reads must be guarded against in every run.
+        kinds.extend([Fault::Depose; 3]);
         if durable != Durability::None && world.rng.random_bool(0.4) {
             // It needs groups that have not changed lately, so it is tried often, and nodes neither come nor go.
             kinds.retain(|kind| !matches!(kind, Fault::Join | Fault::Leave | Fault::Storm));
@@ -161,6 +173,7 @@ impl Storm {
                 let pause = if world.rng.random() { world.ms(50, 500) } else { world.ms(500, 6_000) };
                 world.pause(node, pause);
             }
+            Fault::Depose => self.depose(world),
             Fault::Cut | Fault::CutOneWay | Fault::CutPartly => self.cut(world, fault, &up),
             Fault::Join => self.join(world),
             Fault::Leave => leave(world, node),
@@ -196,6 +209,11 @@ impl Storm {
     pub(super) fn over(&mut self, world: &mut World, number: u32) {
         match self.lasting.remove(&number) {
             Some(Lasting::Cut) => world.heal(),
+            Some(Lasting::Deposed(leader, key)) => world.deposed = Some((leader, key)),
+            Some(Lasting::Depose) => {
+                world.deposed = None;
+                world.heal();
+            }
             Some(Lasting::CutThenPause(node)) => {
                 world.heal();
                 let pause = world.ms(2_500, 5_000);
@@ -240,7 +258,12 @@ impl Storm {
         }
         world.count(if world.machines[&node].is_durable() { "wipes" } else { "nodes lost" });
         world.crash(node, power);
+        let again = world.ms(20, 300);
         let Some(machine) = world.machines.get_mut(&node) else { return };
+        if machine.is_durable() && planted(Mutation::WipedNodeVotes) {
+            machine.disk = Some(Disk::new());
+            return world.restart_in(node, again);
+        }
         machine.is_gone = true;
         self.join(world);
     }
@@ -307,6 +330,30 @@ impl Storm {
         self.last(world, Lasting::Cut, 200, 8_000);
     }
 
+    /// Readers come to it when others lead: that its lease is over is all that keeps them from reading what is old.
+    fn depose(&mut self, world: &mut World) {
+        let Some(key) = REGISTERS.choose(&mut world.rng).copied() else { return };
+        let Some(leader) = leader_of(world, world.partition_of(key.as_bytes())) else { return };
+        if world.machines[&leader].is_paused {
+            return;
+        }
+        world.count("leaders deposed");
+        for node in world.machines.keys().copied().collect::<Vec<_>>() {
+            world.block(leader, node);
+            world.block(node, leader);
+        }
+        // Long enough for others to take over and to write. It goes on before it hears of them.
+        let (readers_from, until) = if world.rng.random_bool(0.75) {
+            let stands_still = world.ms(2_500, 4_000);
+            world.pause(leader, stands_still);
+            (stands_still.saturating_sub(world.ms(200, 900)), stands_still + world.ms(50, 300))
+        } else {
+            (world.ms(1_000, 1_500), world.ms(2_000, 3_000))
+        };
+        self.last_for(world, Lasting::Deposed(leader, key), readers_from);
+        self.last_for(world, Lasting::Depose, until);
+    }
+
     fn stop(&mut self, world: &mut World, node: NodeId) {
         let machine = &world.machines[&node];
         if machine.is_durable() && !machine.is_leaving && !machine.is_paused {
@@ -360,6 +407,7 @@ impl Storm {
     /// Everything that was cut, stopped, or is down and can come back does so at once. Returns when that was.
     pub(super) fn end(&mut self, world: &mut World) -> Timestamp {
         self.is_over = true;
+        world.deposed = None;
         for lasting in std::mem::take(&mut self.lasting).into_values() {
             if let Lasting::Stop(node) = lasting {
                 // Who was told to stop does: it has given up placing anything.
@@ -381,7 +429,7 @@ impl Storm {
     }
 }
 
-fn disk_of(world: &mut World, node: NodeId) -> Option<&mut super::disk::Disk> {
+fn disk_of(world: &mut World, node: NodeId) -> Option<&mut Disk> {
     world.machines.get_mut(&node)?.disk.as_mut()
 }
 
@@ -421,6 +469,15 @@ fn keep_states(world: &mut World, node: NodeId) {
             }
         });
     }
+}
+
+/// The leader of the highest term, of those that are up.
+fn leader_of(world: &mut World, partition: PartitionId) -> Option<NodeId> {
+    let groups = world.machines.iter_mut().filter_map(|(node, machine)| {
+        let group = machine.core.as_mut()?.serving()?.driver().group(partition)?;
+        (group.role == Role::Leader).then_some((group.term, *node))
+    });
+    groups.max().map(|(_, node)| node)
 }
 
 /// Whether every group goes on without the node: by the word of the leader of the highest term, and because the others

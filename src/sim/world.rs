@@ -154,6 +154,8 @@ pub(in crate::node) struct World {
     next_tag: u64,
     pub(in crate::node) judge: Judge,
     pub(in crate::node) violation: Option<Violation>,
+    /// A leader that is cut off just now, and a key that it led.
+    pub(in crate::node) deposed: Option<(NodeId, &'static str)>,
     pub(in crate::node) trace: Trace,
     pub(in crate::node) counts: BTreeMap<&'static str, u64>,
     pub(in crate::node) events: BTreeMap<NodeId, Vec<NodeEvent>>,
@@ -173,6 +175,7 @@ impl World {
             next_tag: 0,
             judge: Judge::default(),
             violation: None,
+            deposed: None,
             trace: Trace::default(),
             counts: BTreeMap::new(),
             events: BTreeMap::new(),

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::codec::at_most;
 use crate::dataset::BlockId;
 use crate::id::DatasetId;
 
@@ -33,6 +34,7 @@ pub enum BlockRequest {
     /// Which of these the node keeps. Answered by [`BlockResponse::Held`].
     Held {
         /// At most [`MAX_ASKED_BLOCKS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_ASKED_BLOCKS>")]
         blocks: Vec<BlockId>,
     },
     /// The dataset was removed, or will never be sealed: unless its partition says otherwise, its blocks can be dropped

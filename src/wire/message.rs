@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::{BlockRequest, BlockResponse};
 use super::work::{WorkRequest, WorkResponse};
+use crate::codec::at_most;
 use crate::id::{NodeId, PartitionId, SwarmId};
-use crate::replication::GroupMessage;
+use crate::replication::{GroupMessage, MAX_FRAME_MESSAGES};
+use crate::ring::MAX_PARTITIONS;
 use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
 
 /// Spoken by this build. Peers that speak another one are refused when the link is made.
@@ -66,6 +68,7 @@ pub enum Request {
         /// The swarm that is meant: partitions and the numbers of writes are its own.
         swarm: SwarmId,
         /// At most [`MAX_RENEWALS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_RENEWALS>")]
         renewals: Vec<Renewal>,
     },
     /// Wait until something has changed. Linearizable. Answered by [`Response::Answer`], or by
@@ -339,14 +342,16 @@ pub enum Message {
     Groups {
         /// Only members of the same swarm listen.
         swarm: SwarmId,
-        /// In the order in which they must be handled.
+        /// In the order in which they must be handled. At most [`MAX_FRAME_MESSAGES`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_FRAME_MESSAGES>")]
         messages: Vec<GroupMessage>,
     },
     /// The partitions that the sender has come to lead, each with its term: what one-hop routing is made of.
     Leading {
         /// Only members of the same swarm listen.
         swarm: SwarmId,
-        /// Partition and term.
+        /// Partition and term, of each partition once.
+        #[serde(deserialize_with = "at_most::<_, _, { MAX_PARTITIONS as usize }>")]
         leads: Vec<(PartitionId, u64)>,
     },
     /// The sender is about to stop, and to come back: until its link is gone, leaderships are not for it.
@@ -389,6 +394,17 @@ pub struct Hello {
     pub state: SwarmState,
     /// Whether its swarm is known to it to hold no key: an empty swarm gives way to one with data.
     pub empty: bool,
+}
+
+impl Message {
+    /// About how many bytes it takes in memory, where that may be far more than it took on the wire.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self {
+            Self::Groups { messages, .. } => messages.iter().map(GroupMessage::held_bytes).sum(),
+            Self::Leading { leads, .. } => size_of_val(leads.as_slice()),
+            Self::Hello(_) | Self::Gossip { .. } | Self::Stopping { .. } | Self::Dissolved { .. } => 0,
+        }
+    }
 }
 
 impl Hello {

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::compute::{Limits, ProgramError, Shape};
+use crate::codec::at_most;
+use crate::compute::{Limits, MAX_ARGUMENTS, ProgramError, Shape};
 use crate::dataset::{BlockId, BlockInfo, Format};
 use crate::id::{DatasetId, JobId, NodeId, PartitionId};
 use crate::sort::{Fingerprint, Order, RunPart, Sample, Splitter};
@@ -58,6 +59,7 @@ pub enum MapInput {
     /// Blocks of a dataset, in the order of their positions. At most [`MAX_TASK_BLOCKS`].
     Blocks {
         /// Which.
+        #[serde(deserialize_with = "at_most::<_, _, MAX_TASK_BLOCKS>")]
         blocks: Vec<InputRef>,
         /// What records look like.
         format: Format,
@@ -107,6 +109,7 @@ pub struct Errand {
     /// Which.
     pub program: ProgramRef,
     /// As the user gave them.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ARGUMENTS>")]
     pub arguments: Vec<serde_bytes::ByteBuf>,
     /// What an attempt may use.
     pub limits: Limits,
@@ -133,6 +136,7 @@ pub enum WorkRequest {
         /// What records look like.
         format: Format,
         /// At most [`MAX_TASK_BLOCKS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_TASK_BLOCKS>")]
         blocks: Vec<InputRef>,
         /// Of each block; at most [`MAX_BLOCK_SAMPLES`].
         count: u32,
@@ -148,8 +152,10 @@ pub enum WorkRequest {
         /// What records look like.
         format: Format,
         /// Where ranges begin; fewer than [`MAX_RANGES`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_RANGES>")]
         splitters: Vec<Splitter>,
         /// At most [`MAX_TASK_BLOCKS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_TASK_BLOCKS>")]
         blocks: Vec<InputRef>,
     },
     /// The next bytes of one range of a run. Answered by [`WorkResponse::Part`].
@@ -177,6 +183,7 @@ pub enum WorkRequest {
         /// What records look like.
         format: Format,
         /// At most [`MAX_RUNS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_RUNS>")]
         runs: Vec<RunRef>,
         /// The dataset that the range becomes a part of.
         output: DatasetId,
@@ -219,6 +226,7 @@ pub enum WorkRequest {
         /// By what.
         errand: Errand,
         /// At most [`MAX_RUNS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_RUNS>")]
         runs: Vec<RunRef>,
         /// What the records that come out look like.
         format: Format,

@@ -6,6 +6,7 @@
 
 use super::{Group, Shared};
 use crate::id::{NodeId, PartitionId, ReplicaId};
+use crate::mutation::{Mutation, planted};
 use crate::replication::convert;
 use crate::replication::message::{Body, GroupMessage, RaftKind, RaftMessage};
 
@@ -106,7 +107,9 @@ impl Group {
             RaftKind::Heartbeat => !rival && (old || message.commit <= last),
             // To one that led, and came back with less of its log than it had sent, it is of no interest.
             RaftKind::AppendResponse => old || !self.is_leader() || message.reject || message.index <= last,
-            RaftKind::Vote | RaftKind::PreVote => self.initialised && message.log_term <= message.term,
+            RaftKind::Vote | RaftKind::PreVote => {
+                (self.initialised || planted(Mutation::WipedNodeVotes)) && message.log_term <= message.term
+            }
             RaftKind::TimeoutNow
             | RaftKind::HeartbeatResponse
             | RaftKind::VoteResponse

@@ -56,6 +56,17 @@ impl Story {
         (pause.unwrap_or_default(), keys)
     }
 
+    /// The longest that a write took of those that were under way at a moment or began before another one, counted
+    /// from the first moment. Those that were never acknowledged count until then.
+    pub(super) fn longest_write(&self, from: Duration, until: Duration) -> Duration {
+        let concerned = self
+            .seen
+            .iter()
+            .filter(|seen| !matches!(seen.op, Op::Get) && seen.invoked < until && seen.returned > from);
+        let took = concerned.map(|seen| seen.returned.saturating_sub(seen.invoked.max(from)));
+        took.max().unwrap_or_default()
+    }
+
     /// The longest time between two acknowledged writes, over all keys together, since a moment.
     pub(super) fn longest_silence(&self, since: Duration) -> Duration {
         let acknowledged = self.seen.iter().filter(|seen| seen.acknowledged());

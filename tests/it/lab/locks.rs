@@ -263,19 +263,25 @@ enum Trouble {
     CutFrom,
     /// Nothing passes to a node.
     CutTo,
+    /// Packets from and to a node are lost, each by chance.
+    Lose,
+    /// Little passes to the node that all depend on.
+    Slow,
     /// A process of contenders stands still, for longer than its lease.
     PauseContenders,
     /// A host of contenders is cut off, for longer than their leases.
     CutContenders,
 }
 
-const TROUBLES: [Trouble; 8] = [
+const TROUBLES: [Trouble; 10] = [
     Trouble::Kill,
     Trouble::Leave,
     Trouble::Pause,
     Trouble::Cut,
     Trouble::CutFrom,
     Trouble::CutTo,
+    Trouble::Lose,
+    Trouble::Slow,
     Trouble::PauseContenders,
     Trouble::CutContenders,
 ];
@@ -324,6 +330,15 @@ impl Contest {
             Trouble::Cut => self.cut(lasts, |lab| lab.cut(&[node], &others)),
             Trouble::CutFrom => self.cut(lasts, |lab| lab.cut_one_way(&[node], &others)),
             Trouble::CutTo => self.cut(lasts, |lab| lab.cut_one_way(&others, &[node])),
+            Trouble::Lose => self.cut(lasts, |lab| lab.lose(&[node], 15)),
+            Trouble::Slow => {
+                // To others too little goes.
+                let leader = self.lab.leader_of("lock");
+                self.lab.network().slow(leader, 100, 400);
+                pass(lasts);
+                let met = self.lab.network().fast(leader);
+                assert!(met > 0, "nothing had to wait");
+            }
             Trouble::PauseContenders => {
                 let some = self.rng.random_range(0..self.all.len());
                 self.all[some].pause_and_go_on();

@@ -23,6 +23,7 @@ mod locks;
 mod movement;
 mod network;
 mod process;
+mod recovery;
 mod start;
 
 use std::collections::BTreeMap;
@@ -120,6 +121,8 @@ struct Lab {
     ended: Vec<Process>,
     /// What is set in the environment of a node.
     environment: BTreeMap<usize, Vec<(&'static str, OsString)>>,
+    /// How many seconds the clocks of a node are ahead of this machine's.
+    clocks: BTreeMap<usize, u64>,
     hosts: Vec<Host>,
     network: Option<Network>,
     directory: TempDir,
@@ -164,6 +167,7 @@ impl Lab {
             nodes: BTreeMap::new(),
             ended: Vec::new(),
             environment: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             hosts,
             network,
             directory,
@@ -205,8 +209,17 @@ impl Lab {
     }
 
     fn roundtable(&self, host: usize) -> Command {
-        let built = env!("CARGO_BIN_EXE_roundtable").to_owned();
-        self.command(host, Path::new(&setting("ROUNDTABLE_LAB_BIN").unwrap_or(built)))
+        self.command(host, Path::new(&binary()))
+    }
+
+    /// A node's own program: in a time namespace, if its clocks are not this machine's.
+    fn node_command(&self, node: usize) -> Command {
+        let host = self.host_of(node);
+        let Some(ahead) = self.clocks.get(&node) else { return self.roundtable(host) };
+        let mut command = self.command(host, Path::new("unshare"));
+        let ahead = ahead.to_string();
+        command.args(["-T", "--monotonic", &ahead, "--boottime", &ahead, "--"]).arg(binary());
+        command
     }
 
     /// A place for a file.
@@ -217,7 +230,7 @@ impl Lab {
     /// Starts node `i` with these flags. Does not wait for anything.
     fn up(&mut self, node: usize, flags: &[&str]) {
         assert!(!self.nodes.contains_key(&node), "node {node} runs");
-        let mut command = self.roundtable(self.host_of(node));
+        let mut command = self.node_command(node);
         command.arg("up").args(flags);
         command.envs(self.environment.get(&node).into_iter().flatten().map(|(name, value)| (name, value)));
         let output = self.file(&format!("node{node}-{}.log", self.ended.len()));
@@ -313,6 +326,11 @@ impl Lab {
     /// Nothing passes from these to those any more.
     fn cut_one_way(&self, from: &[usize], to: &[usize]) {
         self.network().cut_one_way(from, to);
+    }
+
+    /// So many of a hundred packets from and to these are lost.
+    fn lose(&self, hosts: &[usize], percent: u32) {
+        self.network().lose(hosts, percent);
     }
 
     /// Everything passes again.
@@ -454,6 +472,17 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// The program under test.
+fn binary() -> String {
+    setting("ROUNDTABLE_LAB_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_roundtable").to_owned())
+}
+
+/// Whether processes can have clocks of their own here.
+fn has_time_namespaces() -> bool {
+    let probe = Command::new("unshare").args(["-T", "--boottime", "1", "--", "true"]).output();
+    probe.is_ok_and(|output| output.status.success())
 }
 
 /// A member as another sees it.

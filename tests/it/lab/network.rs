@@ -23,7 +23,7 @@ impl Network {
         if !rustix::process::geteuid().is_root() {
             return Some("network namespaces take root".to_owned());
         }
-        for tool in ["ip", "nft"] {
+        for tool in ["ip", "nft", "tc"] {
             let found = Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
             if found.is_err() {
                 return Some(format!("`{tool}` is not installed"));
@@ -98,6 +98,38 @@ impl Network {
         let (from, to) = (set(from), set(to));
         let rule = format!("add rule bridge cut f iifname {{ {from} }} oifname {{ {to} }} counter drop\n");
         assert!(filter(&self.switch(), &rule), "cannot cut: {rule}");
+    }
+
+    /// Loses so many of a hundred packets that go from or to these, each by chance.
+    pub(super) fn lose(&self, hosts: &[usize], percent: u32) {
+        let ports = hosts.iter().map(|&host| port(host)).collect::<Vec<_>>().join(", ");
+        for side in ["iifname", "oifname"] {
+            let chance = format!("numgen random mod 100 < {percent}");
+            let rule = format!("add rule bridge cut f {side} {{ {ports} }} {chance} counter drop\n");
+            assert!(filter(&self.switch(), &rule), "cannot lose: {rule}");
+        }
+    }
+
+    /// Lets no more than so much pass to a host, and what has to wait wait for so long at most; then it is lost.
+    pub(super) fn slow(&self, host: usize, kbit: u32, wait_ms: u32) {
+        let (switch, port) = (self.switch(), port(host));
+        let (rate, wait) = (format!("{kbit}kbit"), format!("{wait_ms}ms"));
+        run(&[
+            "tc", "-n", &switch, "qdisc", "replace", "dev", &port, "root", "tbf", "rate", &rate, "burst",
+            "16kb", "latency", &wait,
+        ]);
+    }
+
+    /// Lets what goes to a host pass as fast as it can again; packets that had to wait or were lost meanwhile.
+    pub(super) fn fast(&self, host: usize) -> u64 {
+        let (switch, port) = (self.switch(), port(host));
+        let words = ["-n", &switch, "-s", "qdisc", "show", "dev", &port, "root"];
+        let output = Command::new("tc").args(words).output().expect("the tool runs");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        run(&["tc", "-n", &switch, "qdisc", "del", "dev", &port, "root"]);
+        // "... (dropped 1, overlimits 2 requeues 0)"
+        let count = told.split("overlimits ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        count.unwrap_or_else(|| panic!("no count in {told:?}"))
     }
 
     /// Packets that the cuts which are in force have kept back.

@@ -121,7 +121,7 @@ fn five_nodes_started_at_once_make_one_swarm() {
     say(&format!("five at once: one swarm in {rounds} of {rounds} rounds, the slowest after {slowest:.2?}"));
 }
 
-fn secret_file(lab: &Lab, name: &str) -> String {
+pub(super) fn secret_file(lab: &Lab, name: &str) -> String {
     let file = lab.file(name);
     std::fs::write(&file, Secret::random().to_text()).expect("a secret file");
     #[cfg(unix)]

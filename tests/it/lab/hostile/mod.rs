@@ -1,5 +1,8 @@
 //! What people and strangers do wrong: each is told, and the node serves on.
 
+mod raw;
+mod siege;
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
