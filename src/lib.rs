@@ -40,6 +40,8 @@ pub mod sort;
 pub mod state_machine;
 pub mod storage;
 pub mod time;
+#[cfg(feature = "wasm")]
+pub mod wasm;
 pub mod wire;
 
 #[cfg(feature = "sim")]
