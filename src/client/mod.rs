@@ -9,8 +9,10 @@
 
 mod backup;
 mod call;
+mod compute;
 mod dataset;
 mod error;
+mod job;
 mod lock;
 mod outbox;
 mod router;
@@ -35,6 +37,7 @@ pub use backup::{
     BackupError, BackupProgress, BackupSummary, FileError, RESTORE_LEAP, RestoreError, RestoreProgress,
     RestoreSummary,
 };
+pub use compute::{Job, JobError, JobProgress, JobStage, JobSummary};
 pub(crate) use dataset::Courier;
 pub use dataset::{Dataset, DatasetError, DatasetReader, DatasetWriter, Placement};
 pub use error::{Error, Outcome};

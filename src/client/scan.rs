@@ -44,6 +44,20 @@ pub(super) fn scan<R: Rpc>(
         .try_flatten()
 }
 
+impl<R: Rpc> Client<R> {
+    /// The next keys of one partition that begin with a prefix, in order, and whether there are more.
+    pub(crate) async fn page_of(
+        &self,
+        partition: PartitionId,
+        prefix: Vec<u8>,
+        after: Vec<u8>,
+    ) -> Result<(Vec<(Vec<u8>, Entry)>, bool), Error> {
+        let swarm = self.known_view().await?.swarm;
+        let page = fetch(self, Place { swarm, partition }, prefix, after, MAX_SCAN_ENTRIES).await?;
+        Ok((page.entries.into(), page.more))
+    }
+}
+
 impl<R: Rpc> Scan<R> {
     async fn begin(client: Client<R>, prefix: Vec<u8>) -> Result<Self, Error> {
         let query = Query::Scan { prefix: prefix.clone(), after: Vec::new(), limit: 1 };

@@ -64,6 +64,8 @@ pub struct MapTask<'a, W: Write, S: Spills> {
     spilled: Vec<(S::File, PairRun)>,
     records: Records,
     pairs: Pairs,
+    /// The block that is being mapped, and how many pairs were made of it.
+    place: (u32, u32),
     /// Records of the input, and pairs made of them.
     counts: (u64, u64),
 }
@@ -91,11 +93,13 @@ impl<'a, W: Write, S: Spills> MapTask<'a, W, S> {
             spilled: Vec::new(),
             records: Records::default(),
             pairs: Pairs::default(),
+            place: (0, 0),
             counts: (0, 0),
         }
     }
 
-    /// Maps the records of a block that stands at this place in the input. Blocks come in ascending order.
+    /// Maps the records of a block that stands at this place in the input, or the next ones of the same. Blocks come
+    /// in ascending order.
     ///
     /// # Errors
     /// The task has failed then.
@@ -104,18 +108,20 @@ impl<'a, W: Write, S: Spills> MapTask<'a, W, S> {
         position: u32,
         records: impl IntoIterator<Item = &'r [u8]>,
     ) -> Result<(), TaskError> {
-        let mut made = 0;
+        if self.place.0 != position {
+            self.place = (position, 0);
+        }
         for record in records {
             if !self.records.is_empty() && self.records.bytes().len() + record.len() > BATCH_BYTES {
-                self.map(position, &mut made)?;
+                self.map()?;
             }
             self.records.push(record).map_err(ProgramError::bad_output)?;
         }
-        self.map(position, &mut made)
+        self.map()
     }
 
-    /// Hands the batch to the program and takes in what it makes of it. `made`: pairs made of the block so far.
-    fn map(&mut self, position: u32, made: &mut u32) -> Result<(), TaskError> {
+    /// Hands the batch to the program and takes in what it makes of it.
+    fn map(&mut self) -> Result<(), TaskError> {
         if self.records.is_empty() {
             return Ok(());
         }
@@ -135,10 +141,12 @@ impl<'a, W: Write, S: Spills> MapTask<'a, W, S> {
                     self.keep_in_bounds()?;
                 }
                 Partitioning::Position { blocks } => {
+                    let (position, made) = self.place;
                     let mut place = [0; 8];
                     place[..4].copy_from_slice(&position.to_be_bytes());
                     place[4..].copy_from_slice(&made.to_be_bytes());
-                    *made = made.checked_add(1).ok_or_else(|| ProgramError::bad_output("too many pairs"))?;
+                    let next = made.checked_add(1);
+                    self.place.1 = next.ok_or_else(|| ProgramError::bad_output("too many pairs"))?;
                     let range = self.ranges.of_block(position, blocks);
                     if value.is_empty() {
                         self.out.push(range, &place, key)?;

@@ -13,10 +13,12 @@ use super::blocks::Blocks;
 use super::clock::Clock;
 use super::core::{Core, CoreConfig};
 use super::data::{Data, DataError, Found, FoundSwarm};
+use super::programs::{Programs, ProgramsError};
 use super::rendezvous::{FoundingLock, Registration, Rendezvous};
 use super::rpc::NodeRpc;
 use super::runtime::{Runtime, Shared, inlet};
 use super::{Node, Parts};
+use crate::compute::Program;
 use crate::net::{Identity, Net, NetConfig, NetError, PortPolicy, Secret, Ticket, TicketError};
 use crate::ring::{DEFAULT_WEIGHT, MAX_WEIGHT, PartitionCount, PartitionCountError};
 use crate::storage::{BlockStore, DEFAULT_BLOCK_BUDGET, Place, Progress};
@@ -69,6 +71,7 @@ pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     loading: Option<Loading>,
     block_budget: u64,
+    programs: Vec<Program>,
 }
 
 /// Hears how far the reading of the data directory is.
@@ -106,6 +109,7 @@ impl Default for NodeBuilder {
             data_dir: None,
             loading: None,
             block_budget: DEFAULT_BLOCK_BUDGET,
+            programs: Vec::new(),
         }
     }
 }
@@ -217,12 +221,20 @@ impl NodeBuilder {
         self
     }
 
+    /// Registers a program that jobs can name, beside the [ready-made](crate::compute::ready) ones; repeatable. A job
+    /// runs on the members that have its program.
+    pub fn program(mut self, program: Program) -> Self {
+        self.programs.push(program);
+        self
+    }
+
     /// Starts the node. It listens when this returns; whether it has a swarm yet tells [`Node::ready`].
     ///
     /// # Errors
     /// If what was said contradicts itself or the node cannot listen. Nothing has happened then.
     pub async fn start(self) -> Result<Node, StartError> {
         self.check()?;
+        let programs = Arc::new(Programs::new(&self.programs)?);
         let (tickets, addresses) = split(&self.join)?;
         if let Some(other) = tickets.iter().find(|ticket| ticket.name != self.swarm) {
             // A ticket says all: no need to repeat the swarm's name, but none to contradict it either.
@@ -310,7 +322,7 @@ impl NodeBuilder {
             Arc::clone(&shared),
         )
         .with_data(data);
-        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime, assignments });
+        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime, assignments, programs });
         node.keep_registered(rendezvous, lock);
         Ok(node)
     }
@@ -448,6 +460,9 @@ pub enum StartError {
     /// A number of partitions out of range.
     #[error(transparent)]
     Partitions(#[from] PartitionCountError),
+    /// Programs that cannot be registered.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
     /// A ticket that is none.
     #[error("bad ticket: {0}")]
     Ticket(#[from] TicketError),

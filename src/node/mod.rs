@@ -8,6 +8,7 @@
 mod blocks;
 mod builder;
 mod clock;
+mod compute;
 mod core;
 mod data;
 mod event;
@@ -15,11 +16,13 @@ mod export;
 mod founding;
 mod merge;
 mod merge_range;
+mod programs;
 mod reconcile;
 mod rendezvous;
 mod repair;
 mod rpc;
 mod runtime;
+mod shuffle;
 // On top of everything else, but it looks into nodes as nobody else does.
 #[cfg(any(test, feature = "sim"))]
 #[path = "../sim/mod.rs"]
@@ -41,6 +44,7 @@ pub use builder::{
 };
 pub use data::DataError;
 pub use event::{MemberChange, NodeEvent};
+pub use programs::ProgramsError;
 pub use rpc::NodeRpc;
 pub use visitor::{ConnectError, Visitor, VisitorBuilder};
 
@@ -49,6 +53,7 @@ use crate::id::{NodeId, SwarmId};
 use crate::net::Secret;
 use crate::wire::Rpc;
 use clock::Clock;
+use programs::Programs;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
 use repair::Repair;
 use runtime::{Input, Runtime, Shared};
@@ -105,6 +110,7 @@ struct Parts {
     secret: Option<Secret>,
     runtime: Runtime,
     assignments: mpsc::Receiver<Assignment>,
+    programs: Arc<Programs>,
 }
 
 impl Node {
@@ -130,6 +136,7 @@ impl Node {
             client: new_client(parts.rpc.clone()),
             blocks: Arc::clone(&parts.rpc.blocks),
             rpc: parts.rpc.clone(),
+            programs: parts.programs,
             assignments: parts.assignments,
             stop: parts.shared.stop.clone(),
         };

@@ -1,4 +1,4 @@
-//! A node's part in jobs: it sorts blocks into runs, hands out parts of them, and merges ranges.
+//! A node's part in jobs: it sorts or maps blocks into runs, hands out parts of them, and merges or reduces ranges.
 //!
 //! Runs are files beside the node's blocks, and count as such. They go when the job ends, or when nobody has asked
 //! for anything of the job for a while: whoever ran it may be gone. How many tasks compute at the same time is
@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::blocks::Blocks;
 use super::clock::Clock;
+use super::compute::{MapPart, ReduceRange};
 use super::merge_range::MergeRange;
+use super::programs::Programs;
 use super::rpc::NodeRpc;
 use crate::client::{Client, Courier, DatasetError};
 use crate::dataset::{Format, MAX_BLOCK_BYTES};
@@ -42,7 +44,9 @@ const JOB_TTL: Duration = Duration::from_secs(300);
 /// Time between two looks for jobs that are over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a run that are written at once.
-const WRITE_BYTES: usize = 256 * 1024;
+pub(super) const WRITE_BYTES: usize = 256 * 1024;
+/// Bytes of the node's room for blocks that are taken at once for a run whose length is not known.
+const ROOM_BYTES: u64 = 1024 * 1024;
 /// Bytes that a run has at most beside each record.
 const RECORD_OVERHEAD_BYTES: u64 = 12;
 /// Where runs are, beside the blocks.
@@ -61,6 +65,7 @@ pub(super) struct Worker {
     pub(super) rpc: NodeRpc,
     pub(super) client: Client<NodeRpc>,
     pub(super) blocks: Arc<Blocks>,
+    pub(super) programs: Arc<Programs>,
     pub(super) assignments: mpsc::Receiver<Assignment>,
     pub(super) stop: CancellationToken,
 }
@@ -73,6 +78,7 @@ impl Worker {
             rpc: self.rpc.clone(),
             client: self.client.clone(),
             blocks: Arc::clone(&self.blocks),
+            programs: Arc::clone(&self.programs),
             processors: Arc::new(Semaphore::new(processors)),
             jobs: Mutex::default(),
             directory: Mutex::default(),
@@ -106,7 +112,8 @@ pub(super) struct Desk {
     pub(super) rpc: NodeRpc,
     pub(super) client: Client<NodeRpc>,
     blocks: Arc<Blocks>,
-    pub(super) processors: Arc<Semaphore>,
+    pub(super) programs: Arc<Programs>,
+    processors: Arc<Semaphore>,
     jobs: Mutex<BTreeMap<JobId, Job>>,
     /// Where runs are, once there was one.
     directory: Mutex<Option<PathBuf>>,
@@ -121,19 +128,62 @@ struct Job {
 }
 
 /// A run on the disk; removed with its last user.
-struct RunFile {
+pub(super) struct RunFile {
     path: PathBuf,
     parts: Vec<RunPart>,
-    /// Of the node's room for blocks.
-    bytes: u64,
-    store: Arc<BlockStore>,
+    room: Room,
+}
+
+impl RunFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It was written; what it takes of the node's room for blocks.
+    pub(super) fn complete(&mut self, parts: Vec<RunPart>, room: Room) {
+        (self.parts, self.room) = (parts, room);
+    }
 }
 
 impl Drop for RunFile {
     fn drop(&mut self) {
         // What stays goes with the directory.
         let _ = fs::remove_file(&self.path);
-        self.store.release(self.bytes);
+    }
+}
+
+/// What something takes of a node's room for blocks; given back with it.
+pub(super) struct Room {
+    store: Arc<BlockStore>,
+    taken: u64,
+    /// Of what was taken.
+    used: u64,
+}
+
+impl Room {
+    /// So many bytes more.
+    pub(super) fn take(&mut self, bytes: u64) -> io::Result<()> {
+        let needed = (self.used + bytes).saturating_sub(self.taken);
+        if needed > 0 {
+            let more = needed.max(ROOM_BYTES);
+            if !self.store.reserve(more) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.taken += more;
+        }
+        self.used += bytes;
+        Ok(())
+    }
+
+    /// For something else, of which there is nothing yet.
+    pub(super) fn another(&self) -> Self {
+        Self { store: Arc::clone(&self.store), taken: 0, used: 0 }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.store.release(self.taken);
     }
 }
 
@@ -171,6 +221,16 @@ impl Desk {
             WorkRequest::Merge { job, range, order, format, runs, output, name } => {
                 let merge = MergeRange { swarm, job, range, order, format, runs, output, name };
                 self.merge_unless_ended(merge).await
+            }
+            WorkRequest::Describe { program } => self
+                .programs
+                .find(&program)
+                .map(|(version, found)| WorkResponse::Described { version, shape: found.shape() }),
+            WorkRequest::Map { job, task, errand, input, ranges, cut } => {
+                self.map(MapPart { job, task, errand, input, ranges, cut }).await
+            }
+            WorkRequest::Reduce { job, range, errand, runs, format, destination } => {
+                self.reduce(ReduceRange { swarm, job, range, errand, runs, format, destination }).await
             }
         };
         Response::Work(result.unwrap_or_else(WorkResponse::Failed))
@@ -240,27 +300,28 @@ impl Desk {
         most: u64,
         sort: impl FnOnce(&mut BufWriter<File>) -> io::Result<Run>,
     ) -> Result<(RunFile, Run), WorkError> {
-        let store = Arc::clone(self.blocks.store());
-        let disk = |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull => WorkError::NoRoom,
-            _ => WorkError::Disk(error.to_string()),
-        };
-        if !store.reserve(most) {
-            return Err(WorkError::NoRoom);
-        }
-        let number = self.files.fetch_add(1, Ordering::Relaxed);
-        let directory = self.directory().map_err(|error| {
-            store.release(most);
-            disk(error)
-        })?;
-        let path = directory.join(number.to_string());
-        // From here on, whatever happens, the file and its room are given back.
-        let mut file = RunFile { path, parts: Vec::new(), bytes: most, store };
-        let mut out = BufWriter::with_capacity(WRITE_BYTES, File::create(&file.path).map_err(disk)?);
+        let (mut file, out) = self.new_run()?;
+        file.room.take(most).map_err(disk)?;
+        let mut out = BufWriter::with_capacity(WRITE_BYTES, out);
         let run = sort(&mut out).map_err(disk)?;
         out.flush().map_err(disk)?;
         file.parts.clone_from(&run.parts);
         Ok((file, run))
+    }
+
+    /// An empty run. Blocks.
+    pub(super) fn new_run(&self) -> Result<(RunFile, File), WorkError> {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let path = self.directory().map_err(disk)?.join(number.to_string());
+        // From here on, whatever happens, the file and its room are given back.
+        let file = RunFile { path, parts: Vec::new(), room: self.room() };
+        let out = File::create(&file.path).map_err(disk)?;
+        Ok((file, out))
+    }
+
+    /// None of the node's room for blocks yet.
+    pub(super) fn room(&self) -> Room {
+        Room { store: Arc::clone(self.blocks.store()), taken: 0, used: 0 }
     }
 
     fn directory(&self) -> io::Result<PathBuf> {
@@ -307,7 +368,7 @@ impl Desk {
 
     /// The bytes of blocks with their positions, from this node or, where it has none, from others; and how many
     /// came from others.
-    async fn fetch(&self, wanted: &[InputRef]) -> Result<(Vec<(u32, Bytes)>, u32), WorkError> {
+    pub(super) async fn fetch(&self, wanted: &[InputRef]) -> Result<(Vec<(u32, Bytes)>, u32), WorkError> {
         let blocks = Arc::clone(&self.blocks);
         let local: Vec<InputRef> = wanted.to_vec();
         let read = move || -> Vec<Option<Bytes>> {
@@ -353,7 +414,7 @@ impl Desk {
     }
 
     /// Takes part in a job; what tells that it has ended.
-    fn open(&self, job: JobId) -> Result<CancellationToken, WorkError> {
+    pub(super) fn open(&self, job: JobId) -> Result<CancellationToken, WorkError> {
         let mut jobs = lock(&self.jobs);
         if jobs.len() >= MAX_JOBS && !jobs.contains_key(&job) {
             return Err(WorkError::NoRoom);
@@ -365,7 +426,7 @@ impl Desk {
         Ok(job.ended.clone())
     }
 
-    fn keep(&self, job: JobId, task: u32, file: RunFile) -> Result<(), WorkError> {
+    pub(super) fn keep(&self, job: JobId, task: u32, file: RunFile) -> Result<(), WorkError> {
         let mut jobs = lock(&self.jobs);
         let job = jobs.get_mut(&job).ok_or(WorkError::Ended)?;
         job.used = Clock.now();
@@ -392,6 +453,13 @@ impl Desk {
         for job in over {
             self.end(job);
         }
+    }
+}
+
+fn disk(error: io::Error) -> WorkError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => WorkError::NoRoom,
+        _ => WorkError::Disk(error.to_string()),
     }
 }
 

@@ -22,8 +22,9 @@ pub use message::{
     SwarmState, SwarmView,
 };
 pub use work::{
-    InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS, MAX_TASK_BLOCKS, MAX_TOLD_KEY_BYTES,
-    RunRef, WorkError, WorkRequest, WorkResponse,
+    Cut, Destination, Errand, InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS,
+    MAX_TASK_BLOCKS, MAX_TOLD_KEY_BYTES, MAX_TOLD_RANGE_BYTES, MapInput, ProgramRef, RANGE_BLOCKS, RunRef,
+    Site, WorkError, WorkRequest, WorkResponse,
 };
 
 use crate::id::NodeId;

@@ -13,7 +13,7 @@ use crate::id::{PartitionId, ReplicaId, SessionId, SwarmId, Version};
 use crate::replication::{Body, GroupMessage, LogEntry, RaftKind, RaftMessage};
 use crate::state_machine::{Answer, Entry, Operation, Origin, Query, Reply};
 
-const RECORDED_VERSION: u8 = 4;
+const RECORDED_VERSION: u8 = 5;
 const SWARM: SwarmId = SwarmId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
 const PARTITION: PartitionId = PartitionId(300);
 
@@ -97,4 +97,73 @@ fn what_clients_ask_and_are_answered() {
             "0b03",
         ]
     );
+}
+
+#[test]
+fn what_jobs_ask_of_nodes() {
+    use crate::compute::{Limits, ProgramError, Shape};
+    use crate::dataset::{BlockId, BlockInfo, Format};
+    use crate::id::{DatasetId, JobId};
+    use crate::sort::{Fingerprint, RunPart};
+
+    let request = |request| encoded(&Request::Work { swarm: SWARM, request });
+    let response = |response| encoded(&Response::Work(response));
+    let (job, node) = (JobId(7), NodeId::from_public_key([3; 32]));
+    let program = ProgramRef::Named { name: "word-count".to_owned(), version: Some(1) };
+    let limits = Limits { fuel: 1, memory_bytes: 2, time_ms: 3, output_bytes: 4 };
+    let arguments = vec![serde_bytes::ByteBuf::from(&b"arg"[..])];
+    let errand = Errand { program: program.clone(), arguments, limits };
+    let block = BlockId { dataset: DatasetId(9), number: 4 };
+    let info = BlockInfo { number: 4, length: 100, records: 10, checksum: 70_000 };
+    let blocks = vec![InputRef { position: 2, block, info }];
+    let input = MapInput::Blocks { blocks, format: Format::Lines };
+    let keys = MapInput::Keys { partition: PARTITION, prefix: b"user/".to_vec() };
+    let shipped = ProgramRef::Shipped { sha256: [5; 32] };
+    let dataset = Destination::Dataset { id: DatasetId(8), name: b"out".to_vec(), first: 65_536 };
+    let runs = vec![RunRef { node, task: 16, bytes: 300 }];
+    let pairs = Fingerprint { records: 5, sum: 6 };
+    let (format, range) = (Format::Lines, 1);
+    let told = [
+        request(WorkRequest::Describe { program }),
+        request(WorkRequest::Map { job, task: 16, errand: errand.clone(), input, ranges: 3, cut: Cut::Keys }),
+        request(WorkRequest::Map {
+            job,
+            task: 17,
+            errand: Errand { program: shipped, ..errand.clone() },
+            input: keys,
+            ranges: 3,
+            cut: Cut::Blocks(64),
+        }),
+        request(WorkRequest::Reduce {
+            job,
+            range,
+            errand: errand.clone(),
+            runs: runs.clone(),
+            format,
+            destination: dataset,
+        }),
+        request(WorkRequest::Reduce { job, range, errand, runs, format, destination: Destination::Answer }),
+        response(WorkResponse::Described { version: 1, shape: Shape { combine: true, reduce: false } }),
+        response(WorkResponse::Mapped {
+            parts: vec![RunPart { bytes: 300, records: 5 }],
+            pairs,
+            records: 10,
+            made: 50,
+            fetched: 0,
+        }),
+        response(WorkResponse::Reduced {
+            blocks: vec![info],
+            told: b"a\n".to_vec().into(),
+            pairs,
+            records: 1,
+            moved: 300,
+        }),
+        response(WorkResponse::Failed(WorkError::NoProgram)),
+        response(WorkResponse::Failed(WorkError::Program {
+            site: Site::Block(4),
+            error: ProgramError::OutOfFuel { limit: 1 },
+        })),
+        response(WorkResponse::Failed(WorkError::TooLong)),
+    ];
+    assert_eq!(told, [""; 11]);
 }

@@ -4,11 +4,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::compute::{Limits, ProgramError, Shape};
 use crate::dataset::{BlockId, BlockInfo, Format};
-use crate::id::{DatasetId, JobId, NodeId};
+use crate::id::{DatasetId, JobId, NodeId, PartitionId};
 use crate::sort::{Fingerprint, Order, RunPart, Sample, Splitter};
 
-/// Most blocks that one task sorts, or one request samples.
+/// Most blocks that one task sorts or maps, or one request samples.
 pub const MAX_TASK_BLOCKS: usize = 64;
 /// Most ranges of a job.
 pub const MAX_RANGES: usize = 1024;
@@ -20,6 +21,8 @@ pub const MAX_BLOCK_SAMPLES: u32 = 256;
 pub const MAX_PART_BYTES: u32 = 512 * 1024;
 /// Longest part of the first and last key of a range that is told.
 pub const MAX_TOLD_KEY_BYTES: usize = 1024;
+/// Most bytes of a range that is told instead of being written.
+pub const MAX_TOLD_RANGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// A block of a job's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,83 @@ pub struct InputRef {
     pub block: BlockId,
     /// What it is.
     pub info: BlockInfo,
+}
+
+/// A program that a job names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ProgramRef {
+    /// One that the node has from its start.
+    Named {
+        /// Its name.
+        name: String,
+        /// `None`: the newest; only when it is asked about.
+        version: Option<u32>,
+    },
+    /// One that was put into the swarm.
+    Shipped {
+        /// SHA-256 of its code.
+        sha256: [u8; 32],
+    },
+}
+
+/// What a task maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MapInput {
+    /// Blocks of a dataset, in the order of their positions. At most [`MAX_TASK_BLOCKS`].
+    Blocks {
+        /// Which.
+        blocks: Vec<InputRef>,
+        /// What records look like.
+        format: Format,
+    },
+    /// The keys of a partition that begin with a prefix, in their order. A record is the key, a tab, and the value.
+    Keys {
+        /// Whose.
+        partition: PartitionId,
+        /// What they begin with.
+        #[serde(with = "serde_bytes")]
+        prefix: Vec<u8>,
+    },
+}
+
+/// How a run is cut into ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cut {
+    /// By the hash of keys.
+    Keys,
+    /// By the place of blocks in the input, which has so many.
+    Blocks(u32),
+}
+
+/// What becomes of a range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Destination {
+    /// Blocks of a dataset.
+    Dataset {
+        /// Which.
+        id: DatasetId,
+        /// The name that it will have.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+        /// Its blocks have the numbers from here on, up to the next multiple of [`RANGE_BLOCKS`].
+        first: u32,
+    },
+    /// It is told: at most [`MAX_TOLD_RANGE_BYTES`].
+    Answer,
+}
+
+/// Blocks that one attempt at a range may write: each attempt has numbers of its own.
+pub const RANGE_BLOCKS: u32 = 1 << 16;
+
+/// What is asked of a program in each task of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errand {
+    /// Which.
+    pub program: ProgramRef,
+    /// As the user gave them.
+    pub arguments: Vec<serde_bytes::ByteBuf>,
+    /// What an attempt may use.
+    pub limits: Limits,
 }
 
 /// Where a run is, and how much of it is wanted.
@@ -109,6 +189,42 @@ pub enum WorkRequest {
         /// Which.
         job: JobId,
     },
+    /// Whether the node has a program, and what it has. Answered by [`WorkResponse::Described`].
+    Describe {
+        /// Which.
+        program: ProgramRef,
+    },
+    /// Map a part of the input into a run, and keep it for those who ask for its parts. Answered by
+    /// [`WorkResponse::Mapped`].
+    Map {
+        /// For which job.
+        job: JobId,
+        /// Names the run; each attempt has a name of its own.
+        task: u32,
+        /// By what.
+        errand: Errand,
+        /// Of what.
+        input: MapInput,
+        /// Into how many ranges; at most [`MAX_RANGES`].
+        ranges: u32,
+        /// How.
+        cut: Cut,
+    },
+    /// Fetch one range of all runs, merge it, and reduce its groups. Answered by [`WorkResponse::Reduced`].
+    Reduce {
+        /// Of which job.
+        job: JobId,
+        /// Which range.
+        range: u32,
+        /// By what.
+        errand: Errand,
+        /// At most [`MAX_RUNS`].
+        runs: Vec<RunRef>,
+        /// What the records that come out look like.
+        format: Format,
+        /// What becomes of them.
+        destination: Destination,
+    },
 }
 
 /// The answer to a [`WorkRequest`].
@@ -146,6 +262,63 @@ pub enum WorkResponse {
     Ended,
     /// It was not done.
     Failed(WorkError),
+    /// The node has the program.
+    Described {
+        /// In this version; that of shipped code is 0.
+        version: u32,
+        /// What it has.
+        shape: Shape,
+    },
+    /// The run is kept.
+    Mapped {
+        /// Of each range, how much is in it.
+        parts: Vec<RunPart>,
+        /// The pairs in it.
+        pairs: Fingerprint,
+        /// Records of the input.
+        records: u64,
+        /// Pairs that were made of them, before any were combined.
+        made: u64,
+        /// Blocks that the node had to fetch from others.
+        fetched: u32,
+    },
+    /// The range is written, or told.
+    Reduced {
+        /// Its blocks in order; each is kept by a majority of its replicas.
+        blocks: Vec<BlockInfo>,
+        /// What is told of it: its records, each with what ends it.
+        told: Bytes,
+        /// The pairs that it was made of.
+        pairs: Fingerprint,
+        /// The records that came out.
+        records: u64,
+        /// Bytes that came from other nodes.
+        moved: u64,
+    },
+}
+
+/// Where a program failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Site {
+    /// When it was started.
+    Start,
+    /// At this block of the input; its number in the dataset.
+    Block(u32),
+    /// At the keys of a partition.
+    Partition(PartitionId),
+    /// At this range of keys.
+    Range(u32),
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Start => f.write_str("when it was started"),
+            Self::Block(number) => write!(f, "at block {number} of the input"),
+            Self::Partition(partition) => write!(f, "at the keys of partition {}", partition.0),
+            Self::Range(range) => write!(f, "when range {range} was reduced"),
+        }
+    }
 }
 
 /// Why a node did not do its part of a job. Nothing is left of it.
@@ -188,4 +361,26 @@ pub enum WorkError {
     /// The job was ended, or the node is about to.
     #[error("the job was ended")]
     Ended,
+    /// The node does not have the program.
+    #[error("the node does not have the program")]
+    NoProgram,
+    /// The program did not do its part, and would not do it the next time.
+    #[error("{site}: {error}")]
+    Program {
+        /// Where.
+        site: Site,
+        /// Why.
+        error: ProgramError,
+    },
+    /// The keys of a partition could not be read.
+    #[error("the keys of partition {} could not be read: {reason}", partition.0)]
+    NotRead {
+        /// Which.
+        partition: PartitionId,
+        /// Why.
+        reason: String,
+    },
+    /// What would be told is longer than an answer can be.
+    #[error("the result is longer than {MAX_TOLD_RANGE_BYTES} bytes: it needs a dataset")]
+    TooLong,
 }

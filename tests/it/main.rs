@@ -11,6 +11,7 @@ mod backup;
 #[allow(dead_code, unused, reason = "the simulator uses more of it")]
 #[path = "../../src/sim/checker/mod.rs"]
 mod checker;
+mod computing;
 mod contender;
 mod datasets;
 mod durable;

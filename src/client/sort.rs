@@ -4,34 +4,23 @@
 //! `unique` leaves out), by number and checksum, and in order. Until then nobody sees anything of it. A node that
 //! dies costs what it was doing and the runs that it kept, which are made again elsewhere.
 //!
-//! **Method.** This process asks and waits; it moves no record. Some records of the input are sampled, and give the
-//! splitters. Then there are two kinds of tasks: one sorts some blocks into a run, on a node that has them; one
-//! fetches a range of all runs, merges it and writes it. [`Plan`] knows which tasks are to be done next, which are
-//! done, and which must be done again. No node is special, and if this process ends, what nodes keep for the job
-//! goes after a while.
-
-mod plan;
+//! **Method.** Some records of the input are sampled, and give the splitters. Then it is a [`job`](super::job): tasks
+//! sort some blocks into a run, on a node that has them; others fetch a range of all runs, merge it and write it.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{StreamExt, stream};
-use tokio::task::JoinSet;
 
-use super::dataset::{Courier, Placement, give_up, seal};
+use super::dataset::{Courier, give_up, seal};
+use super::job::{self, Attempt, Failure, GivenUp, Made, Next, Parts, Plan, PlanOf, REST, Sizes};
 use super::{Client, DatasetError, Error};
-use crate::dataset::{BlockId, BlockInfo, DatasetSummary, Manifest};
-use crate::id::{DatasetId, JobId, NodeId};
-use crate::sort::{Order, Sample, Splitter, splitters};
-use crate::time::Timestamp;
-use crate::wire::{
-    InputRef, MAX_BLOCK_SAMPLES, MAX_RANGES, Request, Response, Rpc, RpcError, WorkError, WorkRequest,
-    WorkResponse,
-};
-use plan::{GivenUp, Next, Plan, Sizes};
+use crate::dataset::{BlockInfo, DatasetSummary, Manifest};
+use crate::id::{DatasetId, JobId};
+use crate::sort::{Fingerprint, Order, RunPart, Sample, Splitter, splitters};
+use crate::wire::{InputRef, MAX_BLOCK_SAMPLES, MAX_RANGES, Rpc, WorkError, WorkRequest, WorkResponse};
 
 /// Blocks of the input that are sampled, at most.
 const SAMPLED_BLOCKS: usize = 128;
@@ -49,19 +38,6 @@ const RANGE_BYTES: u64 = 32 * 1024 * 1024;
 const TASK_BYTES: u64 = 16 * 1024 * 1024;
 /// Memory that one task needs beside its blocks, at most: for inputs of very short records.
 const TASK_TABLE_BYTES: u64 = 64 * 1024 * 1024;
-/// Tasks that a node has at the same time from one job.
-const TASKS_PER_NODE: usize = 2;
-/// Longest that one task may take.
-const TASK_LIMIT: Duration = Duration::from_secs(600);
-/// How long nothing is asked of a node that failed.
-const REST: Duration = Duration::from_millis(500);
-/// Time between two looks for nodes that are back.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Longest time without any node that can be asked.
-const LONELY_LIMIT: Duration = Duration::from_secs(30);
-/// Longest wait for a node to note that the job is over: it would find out by itself.
-const END_LIMIT: Duration = Duration::from_millis(500);
-
 /// What a sort is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SortStage {
@@ -164,13 +140,6 @@ pub struct Sort<R> {
     id: DatasetId,
 }
 
-/// How one task ended.
-struct Ended {
-    task: Next,
-    node: NodeId,
-    result: Result<WorkResponse, WorkError>,
-}
-
 impl<R: Rpc> Sort<R> {
     /// Sorts. Returns when the output is there, checked and whole.
     ///
@@ -195,8 +164,7 @@ impl<R: Rpc> Sort<R> {
     }
 
     async fn end(&self) {
-        let request = WorkRequest::End { job: self.job };
-        self.client.shared.router.tell_linked(END_LIMIT, |swarm| Request::Work { swarm, request }).await;
+        job::end(&self.client, self.job).await;
     }
 
     async fn try_run(
@@ -211,33 +179,31 @@ impl<R: Rpc> Sort<R> {
         let courier = Courier::new(self.client.clone()).await?;
         let of = manifest.bytes();
         progress(SortProgress { stage: SortStage::Sampling, bytes: 0, of, again: 0 });
-        let input: Vec<InputRef> = (0..)
-            .zip(&manifest.blocks)
-            .map(|(position, info)| InputRef {
-                position,
-                block: BlockId { dataset: manifest.id, number: info.number },
-                info: *info,
-            })
-            .collect();
+        let input = job::input_of(&manifest);
         let placement = courier.placement(false).await?;
         let ranges = usize::try_from(of.div_ceil(RANGE_BYTES)).unwrap_or(MAX_RANGES);
         let ranges = ranges.max(placement.members().len()).clamp(1, MAX_RANGES);
         let samples = self.sample(&courier, &manifest, &input, ranges).await?;
-        let splitters = Arc::new(splitters(self.order, samples, ranges));
+        let splitters = splitters(self.order, samples, ranges);
         let sizes = Sizes { task_bytes: TASK_BYTES, table_bytes: TASK_TABLE_BYTES };
-        let mut plan = Plan::new(&input, &placement, splitters.len() + 1, sizes);
-        let work = Work { sort: self, manifest: &manifest, splitters: Arc::clone(&splitters) };
-        self.carry_out(&courier, &work, &mut plan, progress).await?;
+        let parts = job::cut_blocks(&input, &placement, sizes);
+        let mut plan = Plan::new(parts, splitters.len() + 1);
+        let work = Sorting { sort: self, manifest: &manifest, splitters };
+        job::carry_out(&self.client, &courier, &work, &mut plan, BTreeSet::new(), |now| {
+            let stage = if now.merging { SortStage::Merging } else { SortStage::Sorting };
+            progress(SortProgress { stage, bytes: now.bytes, of, again: now.again });
+        })
+        .await?;
         let blocks = self.check(&plan, &manifest)?;
         let output = Manifest { id: self.id, format: manifest.format, blocks };
         let summary = SortSummary {
             output: output.summary(),
             records: manifest.records(),
             dropped: manifest.records() - output.records(),
-            tasks: plan.tasks(),
-            again: plan.again(),
-            fetched_blocks: plan.fetched(),
-            moved_bytes: plan.merged().map(|merged| merged.moved).sum(),
+            tasks: (plan.progress().runs.1, plan.progress().ranges.1),
+            again: plan.progress().again,
+            fetched_blocks: plan.made_runs().map(|sorted| u64::from(sorted.fetched)).sum(),
+            moved_bytes: plan.made_ranges().map(|merged| merged.moved).sum(),
         };
         if !output.is_sound() {
             return Err(DatasetError::TooLong.into());
@@ -247,34 +213,84 @@ impl<R: Rpc> Sort<R> {
     }
 }
 
-/// What tasks are made of.
-struct Work<'a, R> {
+/// What the tasks of a sort are.
+struct Sorting<'a, R> {
     sort: &'a Sort<R>,
     manifest: &'a Manifest,
-    splitters: Arc<Vec<Splitter>>,
+    splitters: Vec<Splitter>,
 }
 
-impl<R: Rpc> Work<'_, R> {
-    fn request(&self, task: Next, plan: &Plan) -> WorkRequest {
+/// What is told of a run.
+struct Sorted {
+    parts: Vec<RunPart>,
+    input: Fingerprint,
+    dropped: Fingerprint,
+    fetched: u32,
+}
+
+impl Parts for Sorted {
+    fn parts(&self) -> &[RunPart] {
+        &self.parts
+    }
+}
+
+/// What is told of a range.
+struct Merged {
+    blocks: Vec<BlockInfo>,
+    output: Fingerprint,
+    dropped: Fingerprint,
+    ends: Option<(Bytes, Bytes)>,
+    moved: u64,
+}
+
+impl<R: Rpc> job::Work for Sorting<'_, R> {
+    type Input = Vec<InputRef>;
+    type Run = Sorted;
+    type Range = Merged;
+
+    fn request(&self, attempt: Attempt, plan: &PlanOf<Self>) -> WorkRequest {
         let (job, order, format) = (self.sort.job, self.sort.order, self.manifest.format);
-        match task {
-            Next::Sort(at) => WorkRequest::Sort {
+        match attempt.task {
+            Next::Run(at) => WorkRequest::Sort {
                 job,
-                task: u32::try_from(at).unwrap_or(u32::MAX),
+                task: attempt.run_name(),
                 order,
                 format,
-                splitters: self.splitters.to_vec(),
-                blocks: plan.blocks(at).to_vec(),
+                splitters: self.splitters.clone(),
+                blocks: plan.part(at).input.clone(),
             },
-            Next::Merge(at) => WorkRequest::Merge {
+            Next::Range(_) => WorkRequest::Merge {
                 job,
-                range: u32::try_from(at).unwrap_or(u32::MAX),
+                range: attempt.place(),
                 order,
                 format,
-                runs: plan.runs(at).to_vec(),
+                runs: plan.sources(attempt).to_vec(),
                 output: self.sort.id,
                 name: self.sort.output.clone(),
             },
+        }
+    }
+
+    fn made(&self, response: WorkResponse) -> Option<Made<Sorted, Merged>> {
+        match response {
+            WorkResponse::Sorted { parts, input, dropped, fetched } => {
+                Some(Made::Run(Sorted { parts, input, dropped, fetched }))
+            }
+            WorkResponse::Merged { blocks, output, dropped, ends, moved } => {
+                Some(Made::Range(Merged { blocks, output, dropped, ends, moved }))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<Failure> for SortError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Dataset(error) => error.into(),
+            Failure::GivenUp(GivenUp { attempts, error }) => Self::Task { attempts, error },
+            // There is no program that could be missing.
+            Failure::NoNode | Failure::NoProgram(_) => Self::NoNode,
         }
     }
 }
@@ -299,7 +315,7 @@ impl<R: Rpc> Sort<R> {
             for _ in 0..MAX_SAMPLE_ROUNDS {
                 let placement = courier.placement(last.is_some()).await?;
                 for node in courier.holders(&placement, block.block) {
-                    match ask(&self.client, &placement, node, request.clone()).await {
+                    match job::ask(&self.client, &placement, node, request.clone()).await {
                         Ok(WorkResponse::Sampled(samples)) => return Ok(samples),
                         Ok(_) => last = Some(WorkError::Disorder),
                         Err(error) => last = Some(error),
@@ -320,67 +336,19 @@ impl<R: Rpc> Sort<R> {
         Ok(all)
     }
 
-    /// Gives tasks to nodes until all are done.
-    async fn carry_out(
-        &self,
-        courier: &Courier<R>,
-        work: &Work<'_, R>,
-        plan: &mut Plan,
-        progress: &mut (impl FnMut(SortProgress) + Send),
-    ) -> Result<(), SortError> {
-        let of = work.manifest.bytes();
-        let mut running = JoinSet::new();
-        let mut crew = Crew::default();
-        while !plan.is_done() {
-            let placement = courier.placement(false).await?;
-            let now = self.client.now();
-            for (task, node) in crew.assign(&self.client, &placement, plan, now) {
-                let request = work.request(task, plan);
-                let (client, placement) = (self.client.clone(), Arc::clone(&placement));
-                running.spawn(async move {
-                    let result = ask(&client, &placement, node, request).await;
-                    Ended { task, node, result }
-                });
-            }
-            if running.is_empty() && crew.is_lonely(now) {
-                return Err(SortError::NoNode);
-            }
-            let ended = tokio::select! {
-                Some(ended) = running.join_next(), if !running.is_empty() => ended,
-                () = tokio::time::sleep(LOOK_INTERVAL) => continue,
-            };
-            // It is never cancelled, and a panic is one of this program.
-            let Ended { task, node, result } = ended.map_err(|_| SortError::NoNode)?;
-            crew.ended(node, &result, self.client.now());
-            if let Err(error) = &result {
-                tracing::debug!(peer = %node, ?task, %error, "a task is done again");
-            }
-            if let (Next::Merge(at), Err(WorkError::RunLost { task })) = (task, &result) {
-                let linked = self.client.shared.router.rpc.linked();
-                let keeper = plan.runs(at).iter().find(|run| run.task == *task).map(|run| run.node);
-                if let Some(gone) = keeper.filter(|node| !linked.contains(node)) {
-                    plan.lose_node(gone);
-                }
-            }
-            plan.ended(task, node, result)
-                .map_err(|GivenUp { attempts, error }| SortError::Task { attempts, error })?;
-            let (merging, bytes) = plan.progress();
-            let stage = if merging { SortStage::Merging } else { SortStage::Sorting };
-            progress(SortProgress { stage, bytes, of, again: plan.again() });
-        }
-        Ok(())
-    }
-
     /// The blocks of the output, if it is what it should be.
-    fn check(&self, plan: &Plan, manifest: &Manifest) -> Result<Vec<BlockInfo>, SortError> {
-        let (input, dropped) = plan.sorted();
+    fn check(&self, plan: &PlanOf<Sorting<'_, R>>, manifest: &Manifest) -> Result<Vec<BlockInfo>, SortError> {
+        let none = (Fingerprint::default(), Fingerprint::default());
+        let (input, dropped) = plan
+            .made_runs()
+            .fold(none, |(input, dropped), sorted| (input.and(sorted.input), dropped.and(sorted.dropped)));
         if input.records != manifest.records() {
             return Err(SortError::Wrong("another number of records was read than the input has"));
         }
         let mut written = dropped;
         let mut last: Option<&[u8]> = None;
         let mut blocks = Vec::new();
-        for merged in plan.merged() {
+        for merged in plan.made_ranges() {
             written = written.and(merged.output).and(merged.dropped);
             if let Some((first, end)) = &merged.ends {
                 if last.is_some_and(|last| self.order.keys(last, first) == Ordering::Greater) {
@@ -398,85 +366,6 @@ impl<R: Rpc> Sort<R> {
             return Err(SortError::Wrong("its records are not those of the input"));
         }
         Ok(blocks)
-    }
-}
-
-/// The nodes that work for a sort.
-#[derive(Debug, Default)]
-struct Crew {
-    /// How many tasks each has.
-    busy: BTreeMap<NodeId, usize>,
-    /// Those that failed, and until when nothing is asked of them.
-    resting: BTreeMap<NodeId, Timestamp>,
-    /// Since when nobody can be asked.
-    lonely_since: Option<Timestamp>,
-}
-
-impl Crew {
-    /// Gives tasks to those who have room for one, to each in turn.
-    fn assign<R: Rpc>(
-        &mut self,
-        client: &Client<R>,
-        placement: &Placement,
-        plan: &mut Plan,
-        now: Timestamp,
-    ) -> Vec<(Next, NodeId)> {
-        let rpc = &client.shared.router.rpc;
-        let linked = rpc.linked();
-        for node in placement.members().iter().filter(|node| !linked.contains(node)) {
-            rpc.want(*node, placement.addresses(*node));
-        }
-        let mut given = Vec::new();
-        let mut reached = false;
-        for room in 1..=TASKS_PER_NODE {
-            for node in placement.members().iter().filter(|node| linked.contains(node)) {
-                if self.resting.get(node).is_some_and(|until| now < *until) {
-                    continue;
-                }
-                reached = true;
-                if self.busy.get(node).is_none_or(|busy| *busy < room)
-                    && let Some(task) = plan.next_for(*node)
-                {
-                    plan.begin(task);
-                    *self.busy.entry(*node).or_default() += 1;
-                    given.push((task, *node));
-                }
-            }
-        }
-        self.lonely_since = if reached { None } else { Some(*self.lonely_since.get_or_insert(now)) };
-        given
-    }
-
-    fn is_lonely(&self, now: Timestamp) -> bool {
-        self.lonely_since.is_some_and(|since| now.since(since) >= LONELY_LIMIT)
-    }
-
-    fn ended(&mut self, node: NodeId, result: &Result<WorkResponse, WorkError>, now: Timestamp) {
-        if let Some(busy) = self.busy.get_mut(&node) {
-            *busy -= 1;
-        }
-        // Whose run is lost is not to blame.
-        if result.as_ref().is_err_and(|error| !matches!(error, WorkError::RunLost { .. })) {
-            self.resting.insert(node, now + REST);
-        }
-    }
-}
-
-/// Lets a node do something.
-async fn ask<R: Rpc>(
-    client: &Client<R>,
-    placement: &Placement,
-    node: NodeId,
-    request: WorkRequest,
-) -> Result<WorkResponse, WorkError> {
-    let rpc = &client.shared.router.rpc;
-    let request = Request::Work { swarm: placement.swarm(), request };
-    match rpc.call(node, request, TASK_LIMIT).await {
-        Ok(Response::Work(WorkResponse::Failed(error))) => Err(error),
-        Ok(Response::Work(response)) => Ok(response),
-        Ok(Response::Refused(refusal)) => Err(WorkError::Refused(refusal.to_string())),
-        Ok(_) => Err(WorkError::Disorder),
-        Err(error @ (RpcError::NotSent(_) | RpcError::Lost(_))) => Err(WorkError::Refused(error.to_string())),
     }
 }
 
