@@ -86,12 +86,15 @@ impl Attempt {
 
 impl Desk {
     /// Whether arguments keep the limits.
-    fn attempt(&self, errand: Errand, stop: CancellationToken) -> Result<Attempt, WorkError> {
+    async fn attempt(&self, errand: Errand, stop: CancellationToken) -> Result<Attempt, WorkError> {
         let bytes: usize = errand.arguments.iter().map(|argument| argument.len()).sum();
-        if errand.arguments.len() > MAX_ARGUMENTS || bytes > MAX_ARGUMENT_BYTES {
+        let is_possible = errand.arguments.len() <= MAX_ARGUMENTS
+            && bytes <= MAX_ARGUMENT_BYTES
+            && errand.limits.are_possible();
+        if !is_possible {
             return Err(WorkError::Limit);
         }
-        let (_, executable) = self.programs.find(&errand.program)?;
+        let (_, executable) = self.programs.find(&errand.program, self).await?;
         Ok(Attempt { executable, errand, stop })
     }
 
@@ -100,7 +103,7 @@ impl Desk {
         // Cancelled when nobody waits for this any more.
         let stop = ended.child_token();
         let _guard = stop.clone().drop_guard();
-        let attempt = self.attempt(map.errand, stop)?;
+        let attempt = self.attempt(map.errand, stop).await?;
         if map.ranges == 0 || map.ranges as usize > MAX_RANGES {
             return Err(WorkError::Limit);
         }
@@ -219,7 +222,7 @@ impl Desk {
         // Cancelled when nobody waits for this any more.
         let stop = ended.child_token();
         let _guard = stop.clone().drop_guard();
-        let attempt = self.attempt(range.errand.clone(), stop)?;
+        let attempt = self.attempt(range.errand.clone(), stop).await?;
         let reducing = self.reduce_range(range, attempt);
         ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))
     }

@@ -22,6 +22,8 @@ mod rendezvous;
 mod repair;
 mod rpc;
 mod runtime;
+#[cfg(feature = "wasm")]
+mod shipped;
 mod shuffle;
 // On top of everything else, but it looks into nodes as nobody else does.
 #[cfg(any(test, feature = "sim"))]

@@ -25,20 +25,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use wasmtime::{Config, Engine};
 
-use crate::compute::{Executable, Instance, Limits, MAX_ERROR_BYTES, ProgramError, Shape};
+use crate::compute::{
+    Executable, Instance, Limits, MAX_COMPONENT_BYTES, MAX_ERROR_BYTES, MAX_OUTPUT_BATCH_BYTES, ProgramError,
+    Shape,
+};
 use limits::Attempt;
 use running::Running;
 use ticker::Ticker;
 
-/// Most bytes of a component.
-pub const MAX_COMPONENT_BYTES: usize = 8 * 1024 * 1024;
 /// The interface that a component exports.
 pub const INTERFACE: &str = "roundtable:job/program@0.1.0";
 /// What a component may use to say what it has.
 const DESCRIBE_LIMITS: Limits =
-    Limits { fuel: 1_000_000_000, memory_bytes: 256 * 1024 * 1024, time_ms: 10_000, output_bytes: 0 };
-/// Bytes that the host reads at once for a function of WASI, and of the text of an error.
-const HOST_CALL_BYTES: usize = 1024 * 1024;
+    Limits { fuel: 100_000_000, memory_bytes: 256 * 1024 * 1024, time_ms: 10_000, output_bytes: 0 };
+/// Bytes that the host looks at for one answer of a program, or one call of a function of WASI: both halves of the
+/// largest batch, and a little.
+const HOST_CALL_BYTES: usize = 2 * MAX_OUTPUT_BATCH_BYTES + 1024 * 1024;
 /// Handles that an attempt has, of streams and of what it makes itself.
 const MAX_HANDLES: usize = 1000;
 
@@ -75,6 +77,12 @@ pub enum LoadError {
     /// It did not say what it has.
     #[error("asked what it has, {0}")]
     Describe(ProgramError),
+}
+
+impl From<LoadError> for ProgramError {
+    fn from(error: LoadError) -> Self {
+        Self::component(error)
+    }
 }
 
 /// There is no shipped code on this machine.
@@ -128,7 +136,8 @@ impl Runtime {
         let instance =
             linker.instantiate_pre(&component).map_err(|error| LoadError::Import(short(&error)))?;
         let mut shipped = Shipped { runtime: Arc::clone(self), instance, exports, shape: Shape::default() };
-        shipped.shape = Running::begin(&shipped, &DESCRIBE_LIMITS).map_err(LoadError::Describe)?.describe()?;
+        shipped.shape =
+            Running::begin(&shipped, &DESCRIBE_LIMITS).map_err(LoadError::Describe)?.describe()?;
         Ok(shipped)
     }
 }

@@ -1,9 +1,10 @@
 //! One attempt of one task: an instance with its limits.
 
-use wasmtime::component::{
-    ComponentExportIndex, ComponentNamedList, ComponentType, Instance as ComponentInstance, Lift, Lower, WasmList,
-};
 use wasmtime::Store;
+use wasmtime::component::{
+    ComponentExportIndex, ComponentNamedList, ComponentType, Instance as ComponentInstance, Lift, Lower,
+    WasmList,
+};
 
 use super::limits::Attempt;
 use super::ticker::Ticker;
@@ -74,9 +75,7 @@ impl Running {
         store.limiter(|attempt| attempt);
         store.set_hostcall_fuel(HOST_CALL_BYTES);
         store.set_max_component_handles(MAX_HANDLES);
-        store
-            .set_fuel(limits.fuel)
-            .map_err(|error| ProgramError::trapped(short(&error)))?;
+        store.set_fuel(limits.fuel).map_err(|error| ProgramError::trapped(short(&error)))?;
         let ticks = Ticker::ticks(limits.time_ms);
         store.set_epoch_deadline(ticks);
         let watch = runtime.ticker.watch();
@@ -137,7 +136,9 @@ impl Running {
                 let looked = look(&self.store, answer);
                 // Runs code of it again.
                 let freed = typed.post_return(&mut self.store);
-                looked.and_then(|looked| freed.map(|()| looked).map_err(|error| failed(&self.store, &self.limits, error)))
+                looked.and_then(|looked| {
+                    freed.map(|()| looked).map_err(|error| failed(&self.store, &self.limits, error))
+                })
             }
             Err(error) => Err(failed(&self.store, &self.limits, error)),
         };

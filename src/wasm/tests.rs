@@ -1,11 +1,17 @@
 //! Components that do what they should not, each written as text.
 
 use super::*;
-use crate::compute::{Groups, MAX_OUTPUT_BATCH_BYTES, Pairs, Records};
+use crate::compute::{Groups, Pairs, Records};
 
-const LIMITS: Limits =
-    Limits { fuel: 100_000_000, memory_bytes: 4 * 1024 * 1024, time_ms: 60_000, output_bytes: 64 * 1024 * 1024 };
+const LIMITS: Limits = Limits {
+    fuel: 100_000_000,
+    memory_bytes: 4 * 1024 * 1024,
+    time_ms: 60_000,
+    output_bytes: 64 * 1024 * 1024,
+};
 const NO_BATCH: &str = "(call $batch (i32.const 0) (i32.const 0))";
+/// A word count, as its README says.
+const WORD_COUNT: &[u8] = include_bytes!("../../tests/data/word_count.wasm");
 const LOOP: &str = "(loop $again (br $again)) unreachable";
 
 /// The component of `tests.wat`, with some of what is in braces there.
@@ -22,12 +28,13 @@ fn component(replaced: &[(&str, &str)]) -> Vec<u8> {
         ("reduce", NO_BATCH),
         ("done", ""),
         ("map-name", "map"),
-        ("start-function", "start"),
+        ("start-export", "(func $start)"),
         ("interface", INTERFACE),
     ];
-    let text = replaced.iter().chain(&otherwise).fold(include_str!("tests.wat").to_owned(), |text, (what, by)| {
-        text.replace(&format!("{{{what}}}"), by)
-    });
+    let text =
+        replaced.iter().chain(&otherwise).fold(include_str!("tests.wat").to_owned(), |text, (what, by)| {
+            text.replace(&format!("{{{what}}}"), by)
+        });
     wat::parse_str(text).unwrap()
 }
 
@@ -145,7 +152,8 @@ fn fuel_is_that_of_all_calls_together() {
     let program = load(&[]).unwrap();
     let mut running = program.start(&[], &Limits { fuel: 10_000, ..LIMITS }).unwrap();
     let (records, mut pairs) = (Records::default(), Pairs::default());
-    let calls = (0..10_000).find_map(|call| running.map(&records, &mut pairs).err().map(|error| (call, error)));
+    let calls =
+        (0..10_000).find_map(|call| running.map(&records, &mut pairs).err().map(|error| (call, error)));
     let (calls, error) = calls.unwrap();
     assert!(calls > 10, "{calls}");
     assert_eq!(error, ProgramError::OutOfFuel { limit: 10_000 });
@@ -190,7 +198,8 @@ fn too_much_memory_ends_the_task() {
     let program = load(&[memory]).unwrap();
     assert_eq!(run(&program, &LIMITS), Err(out_of_memory.clone()));
     // Its own limit is its own affair.
-    let program = load(&[("maximum", "2"), ("map", &format!("(drop (memory.grow (i32.const 1000))) {NO_BATCH}"))]);
+    let program =
+        load(&[("maximum", "2"), ("map", &format!("(drop (memory.grow (i32.const 1000))) {NO_BATCH}"))]);
     assert_eq!(run(&program.unwrap(), &LIMITS), Ok(Pairs::default()));
     // What it is handed needs room, too.
     let program = load(&[]).unwrap();
@@ -231,7 +240,8 @@ fn nonsense_is_no_output() {
         assert!(matches!(map(code, &LIMITS), Err(ProgramError::Trapped(_))), "{code}");
     }
     // Memory for what it is handed that it does not have.
-    let program = load(&[("module", r#"(func (export "no") (param i32) (result i32) (i32.const -8))"#)]).unwrap();
+    let program =
+        load(&[("module", r#"(func (export "no") (param i32) (result i32) (i32.const -8))"#)]).unwrap();
     assert!(run(&program, &LIMITS).is_ok());
 }
 
@@ -255,7 +265,9 @@ fn too_much_output_ends_the_task() {
     let limit = MAX_OUTPUT_BATCH_BYTES as u64;
     // Many strings of nothing are much output, too.
     for (bytes, ends) in [(70_000_000, 2), (0, 20_000_000)] {
-        let code = format!("(drop (memory.grow (i32.const 2000))) (call $batch (i32.const {bytes}) (i32.const {ends}))");
+        let code = format!(
+            "(drop (memory.grow (i32.const 2000))) (call $batch (i32.const {bytes}) (i32.const {ends}))"
+        );
         assert_eq!(map(&code, &limits), Err(ProgramError::TooMuchOutput { limit }));
     }
 }
@@ -264,8 +276,12 @@ fn too_much_output_ends_the_task() {
 fn what_is_no_program_is_told_why() {
     let runtime = Runtime::new().unwrap();
     let error = |bytes: &[u8]| runtime.load(bytes).unwrap_err();
-    assert_eq!(error(&vec![0; MAX_COMPONENT_BYTES + 1]), LoadError::TooLarge { bytes: MAX_COMPONENT_BYTES + 1 });
-    for bytes in [&b""[..], b"#!/bin/sh", b"\0asm\x0d\0\x01\0nonsense", &wat::parse_str("(module)").unwrap()] {
+    assert_eq!(
+        error(&vec![0; MAX_COMPONENT_BYTES + 1]),
+        LoadError::TooLarge { bytes: MAX_COMPONENT_BYTES + 1 }
+    );
+    for bytes in [&b""[..], b"#!/bin/sh", b"\0asm\x0d\0\x01\0nonsense", &wat::parse_str("(module)").unwrap()]
+    {
         assert!(matches!(error(bytes), LoadError::NotComponent(_)), "{}", error(bytes));
     }
     let whole = component(&[]);
@@ -275,7 +291,7 @@ fn what_is_no_program_is_told_why() {
     assert_eq!(error(&wat::parse_str("(component)").unwrap()), LoadError::NoInterface);
     assert_eq!(error(&component(&[("interface", "roundtable:job/program@0.2.0")])), LoadError::NoInterface);
     assert_eq!(error(&component(&[("map-name", "mop")])), LoadError::Lacks("map"));
-    let wrong = error(&component(&[("start-function", "describe"), ("start-in-type", "")]));
+    let wrong = error(&component(&[("start-export", "(func $describe) (func (result $shape))")]));
     assert!(matches!(&wrong, LoadError::WrongType { function: "start", .. }), "{wrong}");
 }
 
@@ -317,7 +333,8 @@ fn calling(interface: &str, function: &str, wasi_type: &str, core_type: &str, ca
 fn wasi_is_there_with_nothing_behind_it() {
     let variables = "(result (list (tuple string string)))";
     let environment = "wasi:cli/environment@0.2.6";
-    let program = calling(environment, "get-environment", variables, "(param i32)", "(call $call (i32.const 0))");
+    let program =
+        calling(environment, "get-environment", variables, "(param i32)", "(call $call (i32.const 0))");
     assert_eq!(run(&program, &LIMITS), Ok(Pairs::default()));
     let now = "(if (i64.ne (call $call) (i64.const 0)) (then unreachable))";
     let program = calling("wasi:clocks/monotonic-clock@0.2.0", "now", "(result u64)", "(result i64)", now);
@@ -327,7 +344,8 @@ fn wasi_is_there_with_nothing_behind_it() {
     let number = "(i64.store (i32.const 8) (call $call))
         (i32.store (i32.const 0) (i32.const 8)) (i32.store (i32.const 4) (i32.const 16))
         (call $batch (i32.const 16) (i32.const 2)) return";
-    let program = calling("wasi:random/random@0.2.3", "get-random-u64", "(result u64)", "(result i64)", number);
+    let program =
+        calling("wasi:random/random@0.2.3", "get-random-u64", "(result u64)", "(result i64)", number);
     let numbers = run(&program, &LIMITS).unwrap();
     assert_ne!(numbers.iter().next().unwrap().1, [0; 8]);
     assert_eq!(run(&program, &LIMITS), Ok(numbers));
@@ -338,7 +356,13 @@ fn what_no_program_has_is_named() {
     let program = calling("wasi:sockets/instance-network@0.2.6", "instance-network", "", "", "(call $call)");
     let text = "a program has no wasi:sockets/instance-network instance-network".to_owned();
     assert_eq!(run(&program, &LIMITS), Err(ProgramError::Trapped(text)));
-    let exit = calling("wasi:cli/exit@0.2.6", "exit", r#"(param "status" (result))"#, "(param i32)", "(call $call (i32.const 0))");
+    let exit = calling(
+        "wasi:cli/exit@0.2.6",
+        "exit",
+        r#"(param "status" (result))"#,
+        "(param i32)",
+        "(call $call (i32.const 0))",
+    );
     assert_eq!(run(&exit, &LIMITS), Err(ProgramError::Failed("it exited".to_owned())));
     let bytes = r#"(param "len" u64) (result (list u8))"#;
     let much = "(call $call (i64.const 10000000000) (i32.const 0))";
@@ -357,9 +381,55 @@ fn a_function_of_wasi_with_another_type_harms_nobody() {
         ("wasi:clocks/wall-clock@0.2.6", "now"),
     ] {
         let program = calling(interface, function, "(result f32)", "(result f32)", "(drop (call $call))");
-        assert!(matches!(run(&program, &LIMITS), Err(ProgramError::Trapped(_) | ProgramError::Failed(_))), "{function}");
+        assert!(
+            matches!(run(&program, &LIMITS), Err(ProgramError::Trapped(_) | ProgramError::Failed(_))),
+            "{function}"
+        );
         let program = calling(interface, function, "", "", "(call $call)");
         let ran = run(&program, &LIMITS);
         assert!(!matches!(ran, Err(ProgramError::OutOfFuel { .. })), "{function}");
     }
+}
+
+#[test]
+fn a_program_that_was_built_from_rust_counts_words() {
+    let program = Runtime::new().unwrap().load(WORD_COUNT).unwrap();
+    assert_eq!(program.shape(), Shape { combine: true, reduce: true });
+    let mut running = program.start(&[], &Limits::default()).unwrap();
+    let mut records = Records::default();
+    for record in [&b"one two  two\t"[..], b"", b" one one\xff "] {
+        records.push(record).unwrap();
+    }
+    let mut pairs = Pairs::default();
+    running.map(&records, &mut pairs).unwrap();
+    let one = 1u64.to_le_bytes();
+    let words: Vec<(&[u8], &[u8])> = pairs.iter().collect();
+    assert_eq!(words, [&b"one"[..], b"two", b"two", b"one", b"one\xff"].map(|word| (word, &one[..])));
+
+    let mut groups = Groups::default();
+    for (word, counts) in [(&b"one"[..], &[2, 40u64][..]), (b"none", &[]), (b"two", &[7])] {
+        groups.push_key(word).unwrap();
+        counts.iter().for_each(|count| groups.push_value(&count.to_le_bytes()).unwrap());
+    }
+    let mut combined = Pairs::default();
+    running.combine(&groups, &mut combined).unwrap();
+    let wanted = [(&b"one"[..], 42u64.to_le_bytes()), (b"none", [0; 8]), (b"two", 7u64.to_le_bytes())];
+    assert!(combined.iter().eq(wanted.iter().map(|(word, count)| (*word, &count[..]))));
+    let mut counts = Records::default();
+    running.reduce(&groups, &mut counts).unwrap();
+    assert_eq!(counts.iter().collect::<Vec<_>>(), [&b"one\t42"[..], b"none\t0", b"two\t7"]);
+
+    // What it says is passed on, and so is what Rust says when it panics.
+    let error = program.start(&[b"x".to_vec()], &LIMITS).err();
+    assert_eq!(error, Some(ProgramError::Arguments("there are none".to_owned())));
+    let mut fails = |counts: [&[u8]; 2]| {
+        let mut groups = Groups::default();
+        groups.push_key(b"word").unwrap();
+        counts.iter().for_each(|count| groups.push_value(count).unwrap());
+        running.combine(&groups, &mut combined).unwrap_err().to_string()
+    };
+    assert_eq!(fails([&one, b"seven"]), "the program failed: a count is no number");
+    let panicked = fails([&one, &[0xff; 8]]);
+    assert!(panicked.contains("panicked at src/lib.rs"), "{panicked}");
+    assert!(panicked.ends_with("attempt to add with overflow"), "{panicked}");
 }

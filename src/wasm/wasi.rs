@@ -5,9 +5,9 @@
 //! same, so that each attempt of a task does the same. What it writes to its standard error is kept as the reason,
 //! should it fail. What could not be answered like that stops it.
 
+use wasmtime::StoreContextMut;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker, LinkerInstance, Resource, ResourceType, Val};
-use wasmtime::StoreContextMut;
 
 use super::LoadError;
 use super::limits::{Attempt, Stop};
@@ -17,7 +17,7 @@ const WRITE_BYTES: u64 = 4096;
 /// Most random bytes at once.
 const MAX_RANDOM_BYTES: u64 = 4096;
 
-/// A stream that leads nowhere.
+/// A stream that leads nowhere, or the wait for one.
 struct Stream;
 
 /// Streams, by the numbers that a [`Resource`] has.
@@ -31,7 +31,7 @@ enum Function {
     EmptyList,
     /// There is none: no directory, no terminal.
     None,
-    /// A stream.
+    /// A stream, or the wait for it.
     Stream(u32),
     /// Nothing comes from a stream.
     Read,
@@ -39,6 +39,9 @@ enum Function {
     CheckWrite,
     Write,
     Flush,
+    /// All that is waited for has happened.
+    Ready,
+    Poll,
     RandomBytes,
     Random,
     Seed,
@@ -65,13 +68,15 @@ impl Function {
                 "output-stream.check-write" => Self::CheckWrite,
                 "output-stream.write" | "output-stream.blocking-write-and-flush" => Self::Write,
                 "output-stream.flush" | "output-stream.blocking-flush" => Self::Flush,
+                "input-stream.subscribe" | "output-stream.subscribe" => Self::Stream(NOWHERE),
                 _ => return None,
             },
+            ("wasi:io/poll", "[method]pollable.ready" | "[method]pollable.block") => Self::Ready,
+            ("wasi:io/poll", "poll") => Self::Poll,
             ("wasi:random/random", "get-random-bytes")
             | ("wasi:random/insecure", "get-insecure-random-bytes") => Self::RandomBytes,
-            ("wasi:random/random", "get-random-u64") | ("wasi:random/insecure", "get-insecure-random-u64") => {
-                Self::Random
-            }
+            ("wasi:random/random", "get-random-u64")
+            | ("wasi:random/insecure", "get-insecure-random-u64") => Self::Random,
             ("wasi:random/insecure-seed", "insecure-seed") => Self::Seed,
             ("wasi:clocks/monotonic-clock", "now") => Self::Instant(0),
             ("wasi:clocks/monotonic-clock", "resolution") => Self::Instant(1),
@@ -93,6 +98,11 @@ impl Function {
             Self::Read => Val::Result(Err(Some(Box::new(Val::Variant("closed".to_owned(), None))))),
             Self::CheckWrite => Val::Result(Ok(Some(Box::new(Val::U64(WRITE_BYTES))))),
             Self::Flush => ok(),
+            Self::Ready => Val::Bool(true),
+            Self::Poll => match parameters {
+                [Val::List(all)] => Val::List((0..).zip(all).map(|(at, _)| Val::U32(at)).collect()),
+                _ => Val::List(Vec::new()),
+            },
             Self::Write => {
                 if let [Val::Resource(stream), Val::List(bytes)] = parameters
                     && Resource::<Stream>::try_from_resource_any(*stream, &mut store)?.rep() == STDERR

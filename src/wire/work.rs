@@ -52,6 +52,11 @@ pub enum ProgramRef {
     },
 }
 
+/// A hash as people see it.
+pub(crate) fn hexadecimal(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What a task maps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MapInput {
