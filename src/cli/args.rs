@@ -16,7 +16,8 @@ use super::kv::{Expectation, Source};
 use super::render::Format;
 use super::units::{parse_bytes, parse_duration, parse_positive_duration};
 use super::up::Up;
-use super::{Command, Invocation, backup, bench, data, inspect, kv, leave, lock, recover, sort};
+use super::{Command, Invocation, backup, bench, data, inspect, kv, leave, lock, recover, run, sort};
+use crate::compute::{Limits, ProgramName};
 use crate::dataset::Format as Records;
 use crate::id::FencingToken;
 use crate::node::Reach;
@@ -313,6 +314,12 @@ enum Sub {
     )]
     Sort(SortArgs),
 
+    /// Run a program over a dataset, a file or keys, on all members at once
+    #[command(
+        after_help = "Examples:\n  roundtable run word-count --input text --output counts\n  roundtable run top --arg 10 --arg 2 --input counts     the ten most frequent words\n  roundtable run grep --arg error --input log.txt\n  roundtable run frequency --arg 2 --keys user/          by the second field of key, tab, value\n\nReady-made programs: count; word-count; frequency [FIELD]; top N [FIELD]; distinct; grep TEXT. Others\nare registered by the process that embeds the node (NodeBuilder::program).\n\nINPUT is a dataset if there is one of that name, otherwise a file; `-` is standard input. The output\nis what the input is, a dataset or a file; a path with a slash is always a file. It is checked before it\nis there: all records were read, and each pair that was made was used once. Exit code 3: no input of\nthat name, or no member with that program."
+    )]
+    Run(JobArgs),
+
     /// Run a command while holding a lock
     #[command(
         after_help = "Examples:\n  roundtable lock nightly -- ./backup.sh\n  roundtable lock pool -n 3 --wait 1m -- ./crunch\n  roundtable lock --list\n\nThe command finds the lock's name in ROUNDTABLE_LOCK_NAME and the fencing token in\nROUNDTABLE_LOCK_TOKEN. Its exit code is passed on. Exit code 8: not acquired, the command\nwas not run. Exit code 9: the lock was lost; the command and all its children were told to end\n(SIGTERM), and were ended (SIGKILL) after the grace time."
@@ -435,6 +442,53 @@ fn sort_command(args: SortArgs) -> Command {
     let SortArgs { input, output, by, numeric, reverse, unique, stable, records } = args;
     let order = Order { key: by.unwrap_or_default(), numeric, reverse, unique, stable };
     Command::Sort(sort::Sort { input, output, order, records })
+}
+
+#[derive(Debug, Args)]
+struct JobArgs {
+    /// Its name, or name@version
+    #[arg(value_name = "PROGRAM", value_parser = parse_program)]
+    program: String,
+    /// A dataset, a file, or `-`
+    #[arg(long, short, value_name = "INPUT", required_unless_present = "keys")]
+    input: Option<OsString>,
+    /// Instead of a dataset: all keys that begin so; a record is the key, a tab, and the value
+    #[arg(long, value_name = "PREFIX", conflicts_with = "input")]
+    keys: Option<OsString>,
+    /// A dataset or a file; standard output unless given
+    #[arg(long, short, value_name = "OUTPUT")]
+    output: Option<OsString>,
+    /// An argument for the program (repeatable)
+    #[arg(long = "arg", value_name = "TEXT", allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+    /// What the records of a file are: lines, records or csv
+    #[arg(long = "as", value_name = "RECORDS", default_value = "lines")]
+    records: Records,
+    /// What the records of the output are; unless given, as those of the input, and lines for keys
+    #[arg(long, value_name = "RECORDS")]
+    output_as: Option<Records>,
+    /// How long one task may take
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_duration, default_value = "120s")]
+    task_time: Duration,
+    /// How many bytes one task may make
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "2GiB")]
+    task_output: u64,
+}
+
+fn parse_program(text: &str) -> Result<String, String> {
+    text.parse::<ProgramName>().map(|name| name.to_string()).map_err(|error| error.to_string())
+}
+
+fn run_command(args: JobArgs) -> Command {
+    let JobArgs { program, input, keys, output, arguments, records, output_as, task_time, task_output } =
+        args;
+    let input = match keys {
+        Some(prefix) => run::RunInput::Keys(prefix.into_encoded_bytes()),
+        None => run::RunInput::Data(input.unwrap_or_default()),
+    };
+    let time_ms = u64::try_from(task_time.as_millis()).unwrap_or(u64::MAX);
+    let limits = Limits { time_ms, output_bytes: task_output, ..Limits::default() };
+    Command::Run(run::Run { program, arguments, input, output, records, output_records: output_as, limits })
 }
 
 #[derive(Debug, Args)]
@@ -681,6 +735,7 @@ fn command(sub: Sub) -> Result<Command, String> {
         Sub::Backup { file } => Command::Backup(backup::Backup { file }),
         Sub::Data(sub) => data_command(sub),
         Sub::Sort(args) => sort_command(args),
+        Sub::Run(args) => run_command(args),
         Sub::Restore { file } => Command::Restore(backup::Restore { file }),
         Sub::Bench(args) => Command::Bench(bench_plan(&args)?),
         Sub::Chat { nick, room } => Command::Chat(Chat { nick, room }),
@@ -933,6 +988,23 @@ mod tests {
         let order = Order { key, numeric: true, reverse: true, unique: true, stable: false };
         assert_eq!((sort.order, sort.output), (order, Some("sorted".into())));
         assert!(parse_words("sort words --by 0").expect_err("no key").contains("bytes:1-10"));
+    }
+
+    #[test]
+    fn a_program_runs_over_data_or_keys() {
+        let Command::Run(run) = command_of("run top@1 --arg 10 --arg -2 --input counts -o best") else {
+            panic!("not run")
+        };
+        assert_eq!((run.program.as_str(), run.arguments), ("top@1", vec!["10".into(), "-2".into()]));
+        assert_eq!((run.input, run.output), (run::RunInput::Data("counts".into()), Some("best".into())));
+        assert_eq!(run.limits, Limits::default());
+        let Command::Run(run) = command_of("run count --keys user/ --task-time 5s") else {
+            panic!("not run")
+        };
+        assert_eq!((run.input, run.limits.time_ms), (run::RunInput::Keys(b"user/".to_vec()), 5000));
+        assert!(parse_words("run count").expect_err("no input").contains("--input"));
+        assert!(parse_words("run a@b --keys x").expect_err("no name").contains("name@version"));
+        assert!(parse_words("run count --keys x --input y").is_err());
     }
 
     #[test]

@@ -16,8 +16,10 @@ mod kv;
 mod leave;
 mod lock;
 mod partial;
+mod place;
 mod recover;
 mod render;
+mod run;
 mod sort;
 mod units;
 mod up;
@@ -70,6 +72,7 @@ enum Command {
     DataList,
     DataRemove(data::Remove),
     Sort(sort::Sort),
+    Run(run::Run),
     Lock(lock::Run),
     Locks(lock::List),
     Bench(bench::Bench),
@@ -139,6 +142,7 @@ async fn dispatch(invocation: Invocation) -> Result<(), Failure> {
         Command::DataList => data::list(&target, output).await,
         Command::DataRemove(remove) => remove.run(&target, output).await,
         Command::Sort(sort) => sort.run(&target, output).await,
+        Command::Run(run) => run.run(&target, output).await,
         Command::Lock(lock) => lock.run(&target).await,
         Command::Locks(list) => list.run(&target, output).await,
         Command::Bench(bench) => bench.run(&target, output).await,

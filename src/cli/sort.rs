@@ -1,20 +1,15 @@
 //! `sort`: a dataset or a file, on all members at once.
-//!
-//! A file is put into the swarm as a dataset that nobody else knows, sorted there, and what comes of it is fetched;
-//! both datasets are removed at the end, whatever happened. If this process is killed, `data list` shows them.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
 use super::connect::{Client, Target, connect};
-use super::data::{bar, copy_in, copy_out, interrupted, open, summary_json};
+use super::data::{interrupted, summary_json};
 use super::exit::{Code, Failure};
-use super::partial::Partial;
+use super::place::{Place, Temporary, fetch, place_input, place_output};
 use super::render::{Output, note};
 use super::units;
 use crate::client::{SortError, SortProgress, SortStage, SortSummary};
@@ -37,39 +32,17 @@ pub(super) struct Sort {
     pub(super) records: Format,
 }
 
-/// Where records come from and go to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    Dataset(Vec<u8>),
-    File(PathBuf),
-    /// Standard input or output.
-    Pipe,
-}
-
 impl Sort {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
         let session = connect(target).await?;
         let client = &session.client;
-        let input = self.input(client).await?;
+        let input = place_input(client, &self.input).await?;
         let to = place_output(self.output.as_ref(), &input);
-        // Names that nobody else has.
-        let job: u64 = rand::random();
-        let (put, made) = (format!("{TEMPORARY}{job:016x}/input"), format!("{TEMPORARY}{job:016x}/output"));
-        let from = match &input {
-            Place::Dataset(name) => name.clone(),
-            _ => put.clone().into_bytes(),
-        };
-        let into = match &to {
-            Place::Dataset(name) => name.clone(),
-            _ => made.clone().into_bytes(),
-        };
+        let temporary = Temporary::new(TEMPORARY);
+        let (from, into) = (temporary.read(&input), temporary.written(&to));
         let start = Instant::now();
         let result = async {
-            match &input {
-                Place::Dataset(_) => {}
-                Place::File(file) => self.put(client, file, &put).await?,
-                Place::Pipe => self.put(client, Path::new("-"), &put).await?,
-            }
+            temporary.put(client, &input, self.records).await?;
             let summary = self.sort(client, &from, &into).await?;
             tokio::select! {
                 fetched = fetch(client, &into, &to) => fetched?,
@@ -78,10 +51,7 @@ impl Sort {
             Ok(summary)
         };
         let result = result.await;
-        for name in [put, made] {
-            // It may not be there. What cannot be removed now is in `data list`.
-            let _ = client.dataset(name).remove().await;
-        }
+        temporary.remove(client).await;
         let summary = result?;
         let json = json(&summary, start.elapsed().as_secs_f64());
         let text = text(&summary, start);
@@ -90,42 +60,6 @@ impl Sort {
         } else {
             output.answer(|| text, || json)?;
         }
-        Ok(())
-    }
-
-    async fn input(&self, client: &Client) -> Result<Place, Failure> {
-        if self.input == "-" {
-            return Ok(Place::Pipe);
-        }
-        let name = self.input.clone().into_encoded_bytes();
-        let file = PathBuf::from(&self.input);
-        if !name.contains(&b'/') && !name.is_empty() && client.dataset(name.clone()).info().await?.is_some() {
-            return Ok(Place::Dataset(name));
-        }
-        if file.exists() {
-            return Ok(Place::File(file));
-        }
-        let shown = file.display();
-        Err(Failure::new(
-            Code::NotFound,
-            format!("there is no dataset and no file `{shown}`: nothing was done"),
-        ))
-    }
-
-    async fn put(&self, client: &Client, file: &Path, name: &str) -> Result<(), Failure> {
-        let (input, length) = open(file).await?;
-        let mut writer = client.dataset(name).create(self.records).await?;
-        let bar = bar(length);
-        let copied = tokio::select! {
-            copied = copy_in(input, &mut writer, &bar) => copied,
-            _ = tokio::signal::ctrl_c() => Err(interrupted()),
-        };
-        bar.finish_and_clear();
-        if let Err(failure) = copied {
-            writer.abort().await;
-            return Err(failure);
-        }
-        writer.finish().await?;
         Ok(())
     }
 
@@ -158,43 +92,6 @@ impl Sort {
     }
 }
 
-/// Where the output goes: it is what the input is, and a path with a slash is always a file.
-fn place_output(output: Option<&OsString>, input: &Place) -> Place {
-    match output {
-        None => Place::Pipe,
-        Some(output) if output == "-" => Place::Pipe,
-        Some(output) => {
-            let name = output.clone().into_encoded_bytes();
-            let is_path = name.contains(&b'/');
-            match input {
-                Place::Dataset(_) if !is_path => Place::Dataset(name),
-                _ => Place::File(output.into()),
-            }
-        }
-    }
-}
-
-/// Fetches what was sorted, unless it is to stay a dataset.
-async fn fetch(client: &Client, name: &[u8], to: &Place) -> Result<(), Failure> {
-    match to {
-        Place::Dataset(_) => {}
-        Place::File(file) => {
-            let unwritable = |error: std::io::Error| {
-                Failure::other(format!("{}: {error}: it is as it was before", file.display()))
-            };
-            let mut partial = Partial::create(file).map_err(unwritable)?;
-            copy_out(client, name, &mut partial.file, &bar(None)).await?;
-            partial.finish().await.map_err(unwritable)?;
-        }
-        Place::Pipe => {
-            let mut out = tokio::io::stdout();
-            copy_out(client, name, &mut out, &ProgressBar::hidden()).await?;
-            out.flush().await?;
-        }
-    }
-    Ok(())
-}
-
 fn text(summary: &SortSummary, start: Instant) -> String {
     let SortSummary { output, dropped, tasks, again, moved_bytes, .. } = summary;
     let mut parts = vec![format!("{} records, {}", units::count(output.records), units::bytes(output.bytes))];
@@ -223,22 +120,5 @@ impl From<SortError> for Failure {
             _ => Code::Failed,
         };
         Self::new(code, format!("{error}: there is no output"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_output_is_what_the_input_is() {
-        let (dataset, file) = (Place::Dataset(b"in".to_vec()), Place::File("in".into()));
-        let of = |output: &str, input: &Place| place_output(Some(&output.into()), input);
-        assert_eq!(place_output(None, &dataset), Place::Pipe);
-        assert_eq!(of("-", &file), Place::Pipe);
-        assert_eq!(of("out", &dataset), Place::Dataset(b"out".to_vec()));
-        assert_eq!(of("./out", &dataset), Place::File("./out".into()));
-        assert_eq!(of("out", &file), Place::File("out".into()));
-        assert_eq!(of("out", &Place::Pipe), Place::File("out".into()));
     }
 }

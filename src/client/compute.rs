@@ -206,8 +206,8 @@ impl<R: Rpc> Client<R> {
             input: None,
             output: None,
             format: None,
-            job: JobId(rand::random()),
-            id: DatasetId(rand::random()),
+            id: JobId(rand::random()),
+            output_id: DatasetId(rand::random()),
         }
     }
 }
@@ -232,9 +232,8 @@ pub struct Job<R> {
     input: Option<Input>,
     output: Option<Vec<u8>>,
     format: Option<Format>,
-    job: JobId,
-    /// Of the output.
-    id: DatasetId,
+    id: JobId,
+    output_id: DatasetId,
 }
 
 impl<R: Rpc> Job<R> {
@@ -287,7 +286,7 @@ impl<R: Rpc> Job<R> {
         if result.is_err() && !is_unknown {
             self.cancel().await;
         } else {
-            job::end(&self.client, self.job).await;
+            job::end(&self.client, self.id).await;
         }
         result
     }
@@ -302,14 +301,14 @@ impl<R: Rpc> Job<R> {
         progress: impl FnMut(JobProgress) + Send,
     ) -> Result<(Vec<Vec<u8>>, JobSummary), JobError> {
         let result = self.try_collect(progress).await;
-        job::end(&self.client, self.job).await;
+        job::end(&self.client, self.id).await;
         result
     }
 
     /// Tells the nodes that nothing of it is needed any more.
     pub async fn cancel(&self) {
-        job::end(&self.client, self.job).await;
-        give_up(&self.client, self.id).await;
+        job::end(&self.client, self.id).await;
+        give_up(&self.client, self.output_id).await;
     }
 
     async fn try_run(&self, progress: impl FnMut(JobProgress) + Send) -> Result<JobSummary, JobError> {
@@ -326,7 +325,7 @@ impl<R: Rpc> Job<R> {
             }
             blocks.extend(range.blocks);
         }
-        let manifest = Manifest { id: self.id, format, blocks };
+        let manifest = Manifest { id: self.output_id, format, blocks };
         if manifest.blocks.len() > MAX_BLOCKS || !manifest.is_sound() {
             return Err(DatasetError::TooLong.into());
         }
@@ -366,12 +365,12 @@ impl<R: Rpc> Job<R> {
         let ranges = ranges.max(placement.members().len()).clamp(1, most);
         let format = self.format.unwrap_or_else(|| source.output_format(shape));
         let work = Computing {
-            job: self.job,
+            job: self.id,
             errand: Errand { program, arguments: self.arguments.clone(), limits: self.limits },
             cut: if shape.reduce { Cut::Keys } else { Cut::Blocks(source.positions()) },
             ranges: u32::try_from(ranges).unwrap_or(u32::MAX),
             format,
-            output: output.map(|name| (self.id, name.to_vec())),
+            output: output.map(|name| (self.output_id, name.to_vec())),
         };
         let expected = source.records();
         let mut plan = Plan::new(source.parts(&self.client, &placement).await?, ranges);
@@ -679,6 +678,6 @@ fn summary(plan: &PlanOf<Computing>, expected: Option<u64>) -> Result<JobSummary
 
 impl<R> fmt::Debug for Job<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job").field("job", &self.job).field("program", &self.program).finish_non_exhaustive()
+        f.debug_struct("Job").field("id", &self.id).field("program", &self.program).finish_non_exhaustive()
     }
 }

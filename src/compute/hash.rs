@@ -28,7 +28,6 @@ fn fold(one: u64, other: u64) -> u64 {
     let product = u128::from(one) * u128::from(other);
     #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
     let lower = product as u64;
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half fits")]
     let upper = (product >> 64) as u64;
     lower ^ upper
 }

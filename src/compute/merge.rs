@@ -5,6 +5,9 @@ use bytes::Bytes;
 use super::run::{Cursor, CursorError};
 use crate::sort::{MergeError, sift_down};
 
+/// A key and a value.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Merges parts of runs, each of which comes in pieces that may be cut anywhere.
 #[derive(Debug)]
 pub(super) struct PairMerge<S> {
@@ -35,7 +38,7 @@ impl<E, S: Iterator<Item = Result<Bytes, E>>> PairMerge<S> {
 
     /// The next pair in the order of keys; `None`: there is none any more.
     // Not an iterator: what it returns lies in its own buffers.
-    pub(super) fn next_pair(&mut self) -> Result<Option<(&[u8], &[u8])>, MergeError<E>> {
+    pub(super) fn next_pair(&mut self) -> Result<Option<Pair<'_>>, MergeError<E>> {
         if std::mem::take(&mut self.taken)
             && let Some(first) = self.heap.first().map(|first| *first as usize)
         {

@@ -305,7 +305,9 @@ mod tests {
 
     fn records(texts: &[&str]) -> Records {
         let mut records = Records::default();
-        texts.iter().for_each(|text| records.push(text.as_bytes()).unwrap());
+        for text in texts {
+            records.push(text.as_bytes()).unwrap();
+        }
         records
     }
 

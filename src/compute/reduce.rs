@@ -168,6 +168,7 @@ impl Reducer<'_> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
 fn source_error<E>(error: MergeError<E>) -> TaskError {
     match error {
         MergeError::Source { at, .. } => TaskError::Source { at },

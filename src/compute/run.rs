@@ -75,7 +75,8 @@ impl<W: Write> RunWriter<W> {
 
 fn put_length(mut length: usize, out: &mut Vec<u8>) {
     loop {
-        let low = (length & 0x7f) as u8;
+        let [low, ..] = length.to_le_bytes();
+        let low = low & 0x7f;
         length >>= LENGTH_BITS;
         if length == 0 {
             return out.push(low);

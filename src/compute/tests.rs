@@ -22,6 +22,7 @@ impl Spills for InMemory {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what a task asks")]
 fn go_on() -> Result<(), TaskError> {
     Ok(())
 }
@@ -67,9 +68,10 @@ fn job(
 ) -> Result<Vec<Vec<Vec<u8>>>, TaskError> {
     let arguments: Vec<Vec<u8>> = arguments.iter().map(|text| text.as_bytes().to_vec()).collect();
     let (executable, limits) = (program.executable(), Limits::default());
-    let by = match executable.shape().reduce {
-        true => Partitioning::Key,
-        false => Partitioning::Position { blocks: u32::try_from(blocks.len()).unwrap() },
+    let by = if executable.shape().reduce {
+        Partitioning::Key
+    } else {
+        Partitioning::Position { blocks: u32::try_from(blocks.len()).unwrap() }
     };
     let ranges = Ranges { count: cut.ranges, by };
     let mut runs = Vec::new();
@@ -251,7 +253,7 @@ fn a_full_table_is_spilled_and_nothing_of_it_lost() {
     let lines: Vec<Vec<u8>> =
         (0..20_000u32).map(|number| format!("{number} {}", number / 2).into_bytes()).collect();
     let cut = Cut { ranges: 3, tasks: 1, table_bytes: 100_000, piece: 1000 };
-    let mut found = job(&ready("word-count"), &[], &[lines.clone()], &cut).unwrap().concat();
+    let mut found = job(&ready("word-count"), &[], std::slice::from_ref(&lines), &cut).unwrap().concat();
     found.sort();
     let mut wanted: Vec<Vec<u8>> = words(&[lines])
         .into_iter()
@@ -294,7 +296,7 @@ fn limits_are_kept() {
     let Err(TaskError::Program(error)) = task.block(1, [&b"1"[..]]) else { panic!() };
     assert_eq!(error, ProgramError::TooMuchOutput { limit: 10 });
 
-    let long = Program::new("long", 1).map(|_, out| out.pair(&[0; MAX_BATCH_BYTES], b"x"));
+    let long = Program::new("long", 1).map(|_, out| out.pair(&vec![0; MAX_BATCH_BYTES], b"x"));
     let error = map_task(&long, &[], ranges, TABLE_BYTES, &[(0, &vec![b"x".to_vec()])]).unwrap_err();
     assert!(error.to_string().contains("longer than 1048576 bytes"), "{error}");
 

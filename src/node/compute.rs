@@ -52,6 +52,9 @@ pub(super) struct ReduceRange {
     pub(super) destination: Destination,
 }
 
+/// A task that maps into a file.
+type FileTask<'a> = MapTask<'a, BufWriter<Metered>, SpillFiles>;
+
 /// A program for one attempt, and what it may use.
 struct Attempt {
     executable: Arc<dyn Executable>,
@@ -198,13 +201,12 @@ impl Desk {
     }
 
     /// A run file, and what maps into it. Blocks.
-    #[expect(clippy::type_complexity, reason = "said once")]
     fn begin_map<'a>(
         &self,
         attempt: &Attempt,
         ranges: Ranges,
         go_on: &'a dyn Fn() -> Result<(), TaskError>,
-    ) -> Result<(MapTask<'a, BufWriter<Metered>, SpillFiles>, RunFile), WorkError> {
+    ) -> Result<(FileTask<'a>, RunFile), WorkError> {
         let instance = attempt.start()?;
         let (file, out) = self.new_run()?;
         let out = Metered { file: out, room: self.room() };
@@ -285,10 +287,7 @@ impl Desk {
 }
 
 /// Ends a task that maps.
-fn finish(
-    (task, mut file): (MapTask<'_, BufWriter<Metered>, SpillFiles>, RunFile),
-    site: Site,
-) -> Result<(RunFile, Mapped), WorkError> {
+fn finish((task, mut file): (FileTask<'_>, RunFile), site: Site) -> Result<(RunFile, Mapped), WorkError> {
     let (mapped, out) = task.finish().map_err(|error| failed(error, site))?;
     let out = out.into_inner().map_err(|error| failed(error.into_error().into(), site))?;
     file.complete(mapped.run.parts.clone(), out.room);

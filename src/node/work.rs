@@ -456,6 +456,7 @@ impl Desk {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
 fn disk(error: io::Error) -> WorkError {
     match error.kind() {
         io::ErrorKind::StorageFull => WorkError::NoRoom,

@@ -88,6 +88,7 @@ impl Function {
     }
 
     fn call(self, mut store: StoreContextMut<'_, Attempt>, parameters: &[Val]) -> wasmtime::Result<Val> {
+        let streams = taken(parameters, &mut store)?;
         let ok = || Val::Result(Ok(None));
         Ok(match self {
             Self::EmptyList => Val::List(Vec::new()),
@@ -99,14 +100,9 @@ impl Function {
             Self::CheckWrite => Val::Result(Ok(Some(Box::new(Val::U64(WRITE_BYTES))))),
             Self::Flush => ok(),
             Self::Ready => Val::Bool(true),
-            Self::Poll => match parameters {
-                [Val::List(all)] => Val::List((0..).zip(all).map(|(at, _)| Val::U32(at)).collect()),
-                _ => Val::List(Vec::new()),
-            },
+            Self::Poll => Val::List((0..).zip(&streams).map(|(at, _)| Val::U32(at)).collect()),
             Self::Write => {
-                if let [Val::Resource(stream), Val::List(bytes)] = parameters
-                    && Resource::<Stream>::try_from_resource_any(*stream, &mut store)?.rep() == STDERR
-                {
+                if let ([STDERR], [_, Val::List(bytes)]) = (&streams[..], parameters) {
                     let bytes = bytes.iter().map(|byte| if let Val::U8(byte) = byte { *byte } else { b'?' });
                     store.data_mut().says(bytes);
                 }
@@ -132,6 +128,20 @@ impl Function {
             Self::Exit => return Err(Stop::Exited.into()),
         })
     }
+}
+
+/// The streams among what a function was called with. Each that it was lent has to be given back before it returns.
+fn taken(parameters: &[Val], store: &mut StoreContextMut<'_, Attempt>) -> wasmtime::Result<Vec<u32>> {
+    let mut streams = Vec::new();
+    for parameter in parameters {
+        let listed = if let Val::List(listed) = parameter { &listed[..] } else { &[] };
+        for value in std::iter::once(parameter).chain(listed) {
+            if let Val::Resource(stream) = value {
+                streams.push(Resource::<Stream>::try_from_resource_any(*stream, &mut *store)?.rep());
+            }
+        }
+    }
+    Ok(streams)
 }
 
 /// Gives a component all that it imports.

@@ -13,6 +13,7 @@ use roundtable::node::{Node, NodeBuilder, StartError, Visitor};
 use roundtable::wire::{Rpc, Site, WorkError};
 
 use super::datasets::{get, lines, put};
+use super::sorting::roundtable;
 use super::swarm::{machine, on, settled, start, within};
 
 /// Time between two looks at something that is to become so.
@@ -354,4 +355,43 @@ async fn a_job_that_is_broken_off_leaves_nothing() {
     assert_eq!(collect(client.job("count").input("lines")).await.len(), 1);
     let left: Vec<_> = client.datasets().try_collect().await.unwrap();
     assert_eq!(left.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_as_they_are_typed() {
+    let machine = machine();
+    let panics = Program::new("panics", 3).map(|_, _| panic!("as it must"));
+    let node = start(on(&machine).program(panics)).await;
+    let file = |name: &str| machine.path().join(name);
+    std::fs::write(file("in.txt"), "a rose is a rose\nis a rose\n").unwrap();
+    let typed = |line: &str| roundtable(&machine, &line.split(' ').collect::<Vec<_>>());
+    assert_eq!(typed("data put text in.txt").0, 0);
+    let counted = "a\t3\nis\t2\nrose\t3\n";
+    let lines = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines.concat()
+    };
+    let (code, counts) = typed("run word-count --input text");
+    assert_eq!((code, lines(&counts)), (0, lines(counted)));
+    // To a dataset, and from it; from a file, and to one.
+    let (code, summary) = typed("run word-count --input text --output counts --format json");
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!((code, &summary["records"], &summary["local"]), (0, &3.into(), &summary["tasks"]));
+    assert_eq!(typed("run top --arg 2 --arg 2 --input counts").1, "a\t3\nrose\t3\n");
+    assert_eq!(typed("run grep --arg a --input in.txt -o out.txt").0, 0);
+    assert_eq!(std::fs::read_to_string(file("out.txt")).unwrap(), "a rose is a rose\nis a rose\n");
+    node.client().put("city/rome", "old").await.unwrap();
+    assert_eq!(typed("run distinct --keys city/"), (0, "city/rome\told\n".to_owned()));
+    // What is wrong, and that nothing was made of it.
+    assert_eq!(typed("run none --input text").0, 3);
+    assert_eq!(typed("run word-count@2 --input text").0, 3);
+    assert_eq!(typed("run count --input none").0, 3);
+    assert_eq!(typed("run count --input text --output counts").0, 4);
+    assert_eq!(typed("run panics@3 --input text --output other").0, 1);
+    assert_eq!(typed("run grep --input text --output other").0, 1);
+    assert_eq!(typed("run count").0, 2);
+    assert_eq!(typed("run @ --input text").0, 2);
+    let left: Vec<_> = node.client().datasets().try_collect().await.unwrap();
+    assert_eq!(left.len(), 2);
 }

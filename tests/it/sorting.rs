@@ -197,7 +197,7 @@ async fn a_sort_that_is_broken_off_leaves_nothing() {
 }
 
 /// What the command says when it is typed: exit code and standard output.
-fn roundtable(machine: &tempfile::TempDir, words: &[&str]) -> (i32, String) {
+pub(super) fn roundtable(machine: &tempfile::TempDir, words: &[&str]) -> (i32, String) {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_roundtable"))
         .current_dir(machine.path())
         .arg("--runtime-dir")
