@@ -430,6 +430,5 @@ fn a_program_that_was_built_from_rust_counts_words() {
     };
     assert_eq!(fails([&one, b"seven"]), "the program failed: a count is no number");
     let panicked = fails([&one, &[0xff; 8]]);
-    assert!(panicked.contains("panicked at src/lib.rs"), "{panicked}");
-    assert!(panicked.ends_with("attempt to add with overflow"), "{panicked}");
+    assert!(panicked.contains("attempt to add with overflow"), "{panicked}");
 }
