@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser as _};
@@ -482,7 +482,8 @@ struct JobArgs {
 }
 
 fn parse_program(text: &str) -> Result<run::RunProgram, String> {
-    if text.contains('/') || text.ends_with(".wasm") {
+    let is_file = text.contains('/') || Path::new(text).extension().is_some_and(|ending| ending == "wasm");
+    if is_file {
         return Ok(run::RunProgram::File(text.into()));
     }
     let name = text.parse::<ProgramName>().map_err(|error| error.to_string())?;

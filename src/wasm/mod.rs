@@ -18,6 +18,8 @@ mod running;
 mod tests;
 mod ticker;
 mod wasi;
+#[cfg(test)]
+mod written;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,6 @@
 //! Components that do what they should not, each written as text.
 
+use super::written::{NO_BATCH, component};
 use super::*;
 use crate::compute::{Groups, Pairs, Records};
 
@@ -9,34 +10,9 @@ const LIMITS: Limits = Limits {
     time_ms: 60_000,
     output_bytes: 64 * 1024 * 1024,
 };
-const NO_BATCH: &str = "(call $batch (i32.const 0) (i32.const 0))";
 /// A word count, as its README says.
 const WORD_COUNT: &[u8] = include_bytes!("../../tests/data/word_count.wasm");
 const LOOP: &str = "(loop $again (br $again)) unreachable";
-
-/// The component of `tests.wat`, with some of what is in braces there.
-fn component(replaced: &[(&str, &str)]) -> Vec<u8> {
-    let otherwise = [
-        ("imports", ""),
-        ("module", ""),
-        ("maximum", ""),
-        ("with", ""),
-        ("describe", ""),
-        ("start", NO_BATCH),
-        ("map", NO_BATCH),
-        ("combine", NO_BATCH),
-        ("reduce", NO_BATCH),
-        ("done", ""),
-        ("map-name", "map"),
-        ("start-export", "(func $start)"),
-        ("interface", INTERFACE),
-    ];
-    let text =
-        replaced.iter().chain(&otherwise).fold(include_str!("tests.wat").to_owned(), |text, (what, by)| {
-            text.replace(&format!("{{{what}}}"), by)
-        });
-    wat::parse_str(text).unwrap()
-}
 
 fn load(replaced: &[(&str, &str)]) -> Result<Shipped, LoadError> {
     Runtime::new().unwrap().load(&component(replaced))
@@ -409,7 +385,9 @@ fn a_program_that_was_built_from_rust_counts_words() {
     let mut groups = Groups::default();
     for (word, counts) in [(&b"one"[..], &[2, 40u64][..]), (b"none", &[]), (b"two", &[7])] {
         groups.push_key(word).unwrap();
-        counts.iter().for_each(|count| groups.push_value(&count.to_le_bytes()).unwrap());
+        for count in counts {
+            groups.push_value(&count.to_le_bytes()).unwrap();
+        }
     }
     let mut combined = Pairs::default();
     running.combine(&groups, &mut combined).unwrap();
@@ -425,7 +403,9 @@ fn a_program_that_was_built_from_rust_counts_words() {
     let mut fails = |counts: [&[u8]; 2]| {
         let mut groups = Groups::default();
         groups.push_key(b"word").unwrap();
-        counts.iter().for_each(|count| groups.push_value(count).unwrap());
+        for count in counts {
+            groups.push_value(count).unwrap();
+        }
         running.combine(&groups, &mut combined).unwrap_err().to_string()
     };
     assert_eq!(fails([&one, b"seven"]), "the program failed: a count is no number");

@@ -54,7 +54,7 @@ pub enum ProgramRef {
 
 /// A hash as people see it.
 pub(crate) fn hexadecimal(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// What a task maps.
