@@ -221,6 +221,24 @@ enum Input {
 
 /// A job that is under way, or was not begun yet; made by [`Client::job`].
 ///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use roundtable::{dataset::Format, node::Node};
+/// # let machine = tempfile::tempdir()?;
+/// # let node = Node::builder().port(0).runtime_directory(machine.path().join("run")).start().await?;
+/// # node.ready().await;
+/// let client = node.client();
+/// let mut text = client.dataset("text").create(Format::Lines).await?;
+/// text.write(b"a rose is a rose\n").await?;
+/// text.finish().await?;
+/// client.job("word-count").input("text").output("counts").run(|_| {}).await?;
+/// let (most, _) = client.job("top").argument("1").input("counts").collect(|_| {}).await?;
+/// assert_eq!(most, [b"a\t2"]);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// To break it off, drop the future of [`run`](Self::run) and call [`cancel`](Self::cancel). If neither is done, the
 /// nodes throw away what they keep for it after some minutes.
 #[must_use]

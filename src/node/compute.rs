@@ -102,9 +102,9 @@ impl Desk {
     }
 
     pub(super) async fn map(self: &Arc<Self>, map: MapPart) -> Result<WorkResponse, WorkError> {
-        let ended = self.open(map.job)?;
+        let opened = self.open(map.job)?;
         // Cancelled when nobody waits for this any more.
-        let stop = ended.child_token();
+        let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
         let attempt = self.attempt(map.errand, stop).await?;
         if map.ranges == 0 || map.ranges as usize > MAX_RANGES {
@@ -123,7 +123,7 @@ impl Desk {
                 }
             }
         };
-        let mapped = ended.run_until_cancelled(mapping).await.unwrap_or(Err(WorkError::Ended));
+        let mapped = opened.ended.run_until_cancelled(mapping).await.unwrap_or(Err(WorkError::Ended));
         let (file, Mapped { run, records, pairs: made }, fetched) = mapped?;
         self.keep(map.job, map.task, file)?;
         Ok(WorkResponse::Mapped { parts: run.parts, pairs: run.pairs, records, made, fetched })
@@ -220,13 +220,13 @@ impl Desk {
         if range.runs.len() > MAX_RUNS || range.range as usize >= MAX_RANGES {
             return Err(WorkError::Limit);
         }
-        let ended = self.open(range.job)?;
+        let opened = self.open(range.job)?;
         // Cancelled when nobody waits for this any more.
-        let stop = ended.child_token();
+        let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
         let attempt = self.attempt(range.errand.clone(), stop).await?;
         let reducing = self.reduce_range(range, attempt);
-        ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))
+        opened.ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))
     }
 
     async fn reduce_range(
@@ -258,9 +258,9 @@ impl Desk {
             Destination::Dataset { id, name, first } => {
                 let (mut filler, blocks) = Filler::new(format);
                 let reducing = self.compute(move || {
-                    let reduced = reducing(&mut |record| filler.push(record).map_err(|_| TaskError::Ended));
-                    let finished = filler.finish();
-                    reduced.and_then(|reduced| finished.map(|()| reduced).map_err(|_| WorkError::Ended))
+                    let reduced = reducing(&mut |record| filler.push(record).map_err(|_| TaskError::Ended))?;
+                    filler.finish().map_err(|_| WorkError::Ended)?;
+                    Ok::<_, WorkError>(reduced)
                 });
                 let writing = shuffle::write(self, (id, &name), first, blocks);
                 let (reduced, written) = tokio::join!(reducing, writing);

@@ -124,7 +124,16 @@ pub(super) struct Desk {
 struct Job {
     used: Timestamp,
     ended: CancellationToken,
+    /// Shared with all tasks that are under way.
+    tasks: Arc<()>,
     runs: BTreeMap<u32, Arc<RunFile>>,
+}
+
+/// A task that is under way: its job is kept as long.
+pub(super) struct Opened {
+    /// Tells that the job has ended.
+    pub(super) ended: CancellationToken,
+    _task: Arc<()>,
 }
 
 /// A run on the disk; removed with its last user.
@@ -243,17 +252,17 @@ impl Desk {
         {
             return Err(WorkError::Limit);
         }
-        let ended = self.open(task.job)?;
-        ended.run_until_cancelled(self.sort(task)).await.unwrap_or(Err(WorkError::Ended))
+        let opened = self.open(task.job)?;
+        opened.ended.run_until_cancelled(self.sort(task)).await.unwrap_or(Err(WorkError::Ended))
     }
 
     async fn merge_unless_ended(self: &Arc<Self>, merge: MergeRange) -> Result<WorkResponse, WorkError> {
         if !merge.order.key.is_sound() || merge.runs.len() > MAX_RUNS || merge.range as usize >= MAX_RANGES {
             return Err(WorkError::Limit);
         }
-        let ended = self.open(merge.job)?;
+        let opened = self.open(merge.job)?;
         let merged = merge.run(self);
-        ended.run_until_cancelled(merged).await.unwrap_or(Err(WorkError::Ended))
+        opened.ended.run_until_cancelled(merged).await.unwrap_or(Err(WorkError::Ended))
     }
 
     async fn sample(
@@ -413,17 +422,21 @@ impl Desk {
         tokio::task::spawn_blocking(work).await.map_err(|_| WorkError::Ended)
     }
 
-    /// Takes part in a job; what tells that it has ended.
-    pub(super) fn open(&self, job: JobId) -> Result<CancellationToken, WorkError> {
+    /// Takes part in a job.
+    pub(super) fn open(&self, job: JobId) -> Result<Opened, WorkError> {
         let mut jobs = lock(&self.jobs);
         if jobs.len() >= MAX_JOBS && !jobs.contains_key(&job) {
             return Err(WorkError::NoRoom);
         }
         let now = Clock.now();
-        let new = || Job { used: now, ended: CancellationToken::new(), runs: BTreeMap::new() };
-        let job = jobs.entry(job).or_insert_with(new);
+        let job = jobs.entry(job).or_insert_with(|| Job {
+            used: now,
+            ended: CancellationToken::new(),
+            tasks: Arc::default(),
+            runs: BTreeMap::new(),
+        });
         job.used = now;
-        Ok(job.ended.clone())
+        Ok(Opened { ended: job.ended.clone(), _task: Arc::clone(&job.tasks) })
     }
 
     pub(super) fn keep(&self, job: JobId, task: u32, file: RunFile) -> Result<(), WorkError> {
@@ -447,7 +460,7 @@ impl Desk {
     }
 
     fn expire(&self, now: Timestamp) {
-        let is_over = |job: &Job| now.since(job.used) >= JOB_TTL;
+        let is_over = |job: &Job| now.since(job.used) >= JOB_TTL && Arc::strong_count(&job.tasks) == 1;
         let over: Vec<JobId> =
             lock(&self.jobs).iter().filter(|(_, job)| is_over(job)).map(|(id, _)| *id).collect();
         for job in over {

@@ -270,7 +270,7 @@ async fn a_node_that_dies_costs_only_its_own_work() {
         let machine = machine();
         let mut nodes = nodes(4, || on(&machine)).await;
         let client = nodes[0].client();
-        let data = text(24 << 20, 23);
+        let data = text(12 << 20, 23);
         within("put", put(&client, "text", &data)).await;
         let dies = nodes.pop().unwrap();
         let reached = AtomicBool::new(false);
@@ -293,6 +293,33 @@ async fn a_node_that_dies_costs_only_its_own_work() {
         assert!(sorted_lines(&get(&client, "counts").await.unwrap()) == counted(&data), "{stage:?}");
         assert!(summary.again < (summary.tasks.0 + summary.tasks.1) as u64, "{summary:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_stuck_is_not_waited_for() {
+    let machine = machine();
+    // One node does not come to an end with its task before the job is over.
+    let over = Arc::new(AtomicBool::new(false));
+    let waits = Arc::clone(&over);
+    let stuck = Program::new("echo", 1).map(move |line, out| {
+        while !waits.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        out.record(line);
+    });
+    let quick = Program::new("echo", 1).map(|line, out| out.record(line));
+    let mut nodes = Vec::new();
+    for program in [quick.clone(), quick, stuck] {
+        nodes.push(start(on(&machine).program(program)).await);
+    }
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    let client = nodes[0].client();
+    let data = lines(4 << 20, 25);
+    put(&client, "lines", &data).await;
+    let summary = run(client.job("echo").input("lines").output("same")).await;
+    over.store(true, Ordering::Relaxed);
+    assert!(summary.second_attempts > 0 && summary.again == 0, "{summary:?}");
+    assert!(get(&client, "same").await.unwrap() == data);
 }
 
 #[tokio::test(flavor = "multi_thread")]

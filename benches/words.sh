@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Word count on five nodes of this machine, beside a plain program in one process: times, CPU, bytes moved, memory; with
+# a node that is killed in the middle; and with nine of ten records the same. Every result is compared.
+#   benches/words.sh [MEGABYTES]     1024 unless given; needs about nine times as much room in TMPDIR
+set -euo pipefail
+cd "$(dirname "$0")/.."
+megabytes=${1:-1024}
+nodes=5
+bin=${ROUNDTABLE_BIN:-target/release/roundtable}
+[ -x "$bin" ] || cargo build --release
+words=$(cargo bench --no-run --bench words --message-format json 2>/dev/null |
+    grep -o '"executable":"[^"]*words-[^"]*"' | cut -d'"' -f4)
+
+work=$(mktemp -d)
+chmod 700 "$work"
+export TMPDIR=$work
+pids=()
+finish() {
+    [ ${#pids[@]} = 0 ] || kill -9 "${pids[@]}" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap finish EXIT
+rt() { "$bin" --runtime-dir "$work/run" "$@"; }
+
+# User and system time of all nodes that live, in seconds.
+cpu() {
+    local sum=0 pid
+    for pid in "${pids[@]}"; do
+        [ -r "/proc/$pid/stat" ] && sum=$((sum + $(cut -d' ' -f14,15 "/proc/$pid/stat" | tr ' ' '+')))
+    done
+    awk -v ticks="$sum" -v hz="$(getconf CLK_TCK)" 'BEGIN { printf "%.1f", ticks / hz }'
+}
+peaks() {
+    local pid
+    for pid in "${pids[@]}"; do
+        awk '/VmHWM/ { printf "%d ", $2 / 1024 }' "/proc/$pid/status" 2>/dev/null || true
+    done
+}
+start_nodes() {
+    local i
+    for ((i = 0; i < nodes; i++)); do
+        rt up >"$work/node$i.log" 2>&1 &
+        pids+=($!)
+    done
+    until rt members --format json 2>/dev/null | grep -q "\"alive\":$nodes,"; do sleep 0.2; done
+}
+# Runs a count; prints what it took.
+count() {
+    local before after
+    before=$(cpu)
+    rt run word-count --input "$1" --output "$2" --format json >"$work/summary.json"
+    after=$(cpu)
+    awk -v before="$before" -v after="$after" 'BEGIN { printf "cpu of nodes that live %.1f s; ", after - before }'
+    grep -oE '"(seconds|moved_bytes|tasks|local|ranges|again|second_attempts|pairs|combined_pairs)":[0-9.]+' \
+        "$work/summary.json" | tr '\n' ' '
+    echo
+}
+compare() {
+    rt data get "$1" "$work/got" >/dev/null
+    LC_ALL=C sort "$work/got" | cmp - "$2" && echo "identical to the plain program's result"
+    rt data rm "$1" >/dev/null
+}
+
+echo "== a text of $megabytes MB"
+"$words" make $((megabytes * 1000 * 1000)) >"$work/text"
+echo "== plain program"
+( TIMEFORMAT='%R s, cpu %U + %S s'; time "$words" count "$work/text" >"$work/wanted" ) 2>&1
+LC_ALL=C sort "$work/wanted" -o "$work/wanted"
+
+echo "== five nodes"
+start_nodes
+rt data put text "$work/text" --format json | grep -oE '"(seconds|blocks)":[0-9.]+' | tr '\n' ' '
+echo
+count text counts
+compare counts "$work/wanted"
+seconds=$(grep -oE '"seconds":[0-9.]+' "$work/summary.json" | cut -d: -f2)
+echo "peak memory of each node, MB: $(peaks)"
+
+echo "== one key of nine in ten records"
+"$words" skewed $((megabytes * 1000 * 100)) >"$work/skewed"
+"$words" count "$work/skewed" | LC_ALL=C sort >"$work/skewed.wanted"
+rt data put skewed "$work/skewed" >/dev/null
+count skewed counts
+compare counts "$work/skewed.wanted"
+
+echo "== kill -9 of a node in the middle"
+( sleep "$(awk -v seconds="$seconds" 'BEGIN { print seconds / 2 }')"; kill -9 "${pids[2]}" ) &
+killer=$!
+count text counts
+wait "$killer"
+pids=("${pids[@]:0:2}" "${pids[@]:3}")
+compare counts "$work/wanted"
+echo "peak memory of each node that lives, MB: $(peaks)"
