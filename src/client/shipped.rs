@@ -3,7 +3,6 @@
 //! A program is put there once, whoever uses it, and stays until its dataset is removed. Whoever fetches it sees by
 //! its name whether it is what was asked for.
 
-use futures::TryStreamExt;
 use sha2::{Digest, Sha256};
 
 use super::{Client, DatasetError};
@@ -39,6 +38,7 @@ impl<R: Rpc> Client<R> {
     /// If it is no program, or cannot be kept. An error says whether it may be there nevertheless.
     pub async fn ship(&self, component: Vec<u8>) -> Result<ProgramRef, ShipError> {
         check_length(component.len() as u64)?;
+        #[cfg(feature = "wasm")]
         let component = checked(component).await?;
         let sha256 = Sha256::digest(&component).into();
         let dataset = self.dataset(name(&sha256));
@@ -58,7 +58,10 @@ impl<R: Rpc> Client<R> {
     }
 
     /// The component of that hash.
+    #[cfg(feature = "wasm")]
     pub(crate) async fn shipped(&self, sha256: &[u8; 32]) -> Result<Vec<u8>, ShipError> {
+        use futures::TryStreamExt as _;
+
         let reader = self.dataset(name(sha256)).read().await?;
         // With the lengths of its records it is longer than they are together.
         check_length(reader.summary().bytes.saturating_sub(4 * reader.summary().records))?;
@@ -87,14 +90,12 @@ fn check_length(bytes: u64) -> Result<(), ProgramError> {
 }
 
 /// The component, if it is a program as far as can be told here.
+#[cfg(feature = "wasm")]
 async fn checked(component: Vec<u8>) -> Result<Vec<u8>, ProgramError> {
-    #[cfg(feature = "wasm")]
-    let component = tokio::task::spawn_blocking(move || match crate::wasm::Runtime::new() {
+    let check = move || match crate::wasm::Runtime::new() {
         Ok(runtime) => runtime.load(&component).map(|_| component).map_err(ProgramError::from),
         // Nodes may be able to.
         Err(_) => Ok(component),
-    })
-    .await
-    .map_err(ProgramError::component)??;
-    Ok(component)
+    };
+    tokio::task::spawn_blocking(check).await.map_err(ProgramError::component)?
 }

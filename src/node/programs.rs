@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-#[cfg(feature = "wasm")]
 use super::shipped::ShippedCode;
 use super::work::Desk;
 use crate::compute::{Executable, Program, ProgramName, ready};
@@ -14,7 +13,6 @@ use crate::wire::{ProgramRef, WorkError};
 #[derive(Debug)]
 pub(super) struct Programs {
     by_name: BTreeMap<String, BTreeMap<u32, Arc<dyn Executable>>>,
-    #[cfg(feature = "wasm")]
     shipped: ShippedCode,
 }
 
@@ -44,11 +42,7 @@ impl Programs {
                 return Err(ProgramsError::Twice(program.name().clone()));
             }
         }
-        Ok(Self {
-            by_name,
-            #[cfg(feature = "wasm")]
-            shipped: ShippedCode::new(),
-        })
+        Ok(Self { by_name, shipped: ShippedCode::new() })
     }
 
     /// A program and its version; that of shipped code is 0.
@@ -59,10 +53,7 @@ impl Programs {
     ) -> Result<(u32, Arc<dyn Executable>), WorkError> {
         match program {
             ProgramRef::Named { name, version } => self.named(name, *version),
-            #[cfg(feature = "wasm")]
             ProgramRef::Shipped { sha256 } => Ok((0, self.shipped.find(*sha256, desk).await?)),
-            #[cfg(not(feature = "wasm"))]
-            ProgramRef::Shipped { .. } => Err(WorkError::NoProgram),
         }
     }
 
