@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::work::Desk;
 use crate::client::{DatasetError, ShipError};
@@ -22,13 +22,19 @@ const MAX_KEPT_BYTES: usize = 256 * 1024 * 1024;
 pub(super) struct ShippedCode {
     /// Made when it is needed; `None`: there can be none on this machine.
     runtime: OnceLock<Option<Arc<Runtime>>>,
+    /// Components are compiled one after the other: it takes a processor, and much memory.
+    compiling: Arc<Semaphore>,
     /// Also of what is no program: it would not become one.
     shelf: Shelf<Result<Arc<Shipped>, ProgramError>>,
 }
 
 impl ShippedCode {
     pub(super) fn new() -> Self {
-        Self { runtime: OnceLock::new(), shelf: Shelf::new(MAX_KEPT, MAX_KEPT_BYTES) }
+        Self {
+            runtime: OnceLock::new(),
+            compiling: Arc::new(Semaphore::new(1)),
+            shelf: Shelf::new(MAX_KEPT, MAX_KEPT_BYTES),
+        }
     }
 
     /// The program of that hash, ready to run.
@@ -46,7 +52,14 @@ impl ShippedCode {
                     return Err(WorkError::Refused(format!("the program could not be fetched: {error}")));
                 }
             };
-            let loaded = desk.compute(move || runtime.load(&component)).await?;
+            let turn = Arc::clone(&self.compiling).acquire_owned().await.map_err(|_| WorkError::Ended)?;
+            let load = move || {
+                let loaded = runtime.load(&component);
+                // Not before it is done, whether somebody still waits for it or not.
+                drop(turn);
+                loaded
+            };
+            let loaded = desk.compute(load).await?;
             let bytes = loaded.as_ref().map_or(0, Shipped::code_bytes);
             Ok((loaded.map(Arc::new).map_err(ProgramError::from), bytes))
         };

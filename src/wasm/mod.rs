@@ -14,6 +14,7 @@
 
 mod limits;
 mod running;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod ticker;
@@ -22,7 +23,7 @@ mod wasi;
 mod written;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use wasmtime::{Config, Engine};
@@ -59,6 +60,9 @@ pub enum LoadError {
     /// It cannot be read, or is not valid.
     #[error("it is not a WebAssembly component: {0}")]
     NotComponent(String),
+    /// To compile it would take too long, or too much memory.
+    #[error("{0} is too complex to be compiled safely")]
+    TooComplex(&'static str),
     /// It wants something that no program has.
     #[error("it imports {0}: a program can import nothing but WASI 0.2")]
     Import(String),
@@ -96,8 +100,6 @@ pub struct Unsupported(String);
 pub struct Runtime {
     engine: Engine,
     ticker: Ticker,
-    /// Components are compiled one after the other: it takes a processor, and much memory.
-    compiling: Mutex<()>,
 }
 
 impl Runtime {
@@ -116,10 +118,11 @@ impl Runtime {
             .generate_address_map(false);
         let engine = Engine::new(&config).map_err(|error| Unsupported(format!("{error:#}")))?;
         let ticker = Ticker::start(engine.clone()).map_err(|error| Unsupported(error.to_string()))?;
-        Ok(Arc::new(Self { engine, ticker, compiling: Mutex::new(()) }))
+        Ok(Arc::new(Self { engine, ticker }))
     }
 
-    /// Compiles a component, and asks it what it has. Takes about a second for each megabyte; blocks.
+    /// Compiles a component, and asks it what it has. Takes about a second for each megabyte, and a
+    /// processor; blocks.
     ///
     /// # Errors
     /// If it is no program.
@@ -127,11 +130,9 @@ impl Runtime {
         if bytes.len() > MAX_COMPONENT_BYTES {
             return Err(LoadError::TooLarge { bytes: bytes.len() });
         }
-        let component = {
-            let _compiling = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-            Component::from_binary(&self.engine, bytes)
-                .map_err(|error| LoadError::NotComponent(short(&error)))?
-        };
+        survey::survey(bytes)?;
+        let component = Component::from_binary(&self.engine, bytes)
+            .map_err(|error| LoadError::NotComponent(short(&error)))?;
         let exports = Exports::find(&component)?;
         let mut linker = Linker::new(&self.engine);
         wasi::link(&mut linker, &component)?;
