@@ -1,5 +1,5 @@
 //! What a word count is measured against: a text, and the plainest program that counts its words. `benches/words.sh`
-//! runs it; it does not use this crate.
+//! builds and runs it; it uses nothing but the standard library.
 //!
 //! ```sh
 //! words make BYTES > FILE        # a text of so many bytes, always the same

@@ -8,12 +8,11 @@ megabytes=${1:-1024}
 nodes=5
 bin=${ROUNDTABLE_BIN:-target/release/roundtable}
 [ -x "$bin" ] || cargo build --release
-words=$(cargo bench --no-run --bench words --message-format json 2>/dev/null |
-    grep -o '"executable":"[^"]*words-[^"]*"' | cut -d'"' -f4)
-
 work=$(mktemp -d)
 chmod 700 "$work"
 export TMPDIR=$work
+words=$work/words
+rustc --edition 2024 -O benches/words.rs -o "$words"
 pids=()
 finish() {
     [ ${#pids[@]} = 0 ] || kill -9 "${pids[@]}" 2>/dev/null || true
@@ -39,8 +38,9 @@ peaks() {
 start_nodes() {
     local i
     for ((i = 0; i < nodes; i++)); do
-        rt up >"$work/node$i.log" 2>&1 &
+        "$bin" --runtime-dir "$work/run" up >"$work/node$i.log" 2>&1 &
         pids+=($!)
+        disown
     done
     until rt members --format json 2>/dev/null | grep -q "\"alive\":$nodes,"; do sleep 0.2; done
 }

@@ -196,7 +196,12 @@ impl Pairs {
 
     /// All of them: key, value.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
-        (0..self.len()).map(|at| (self.0.get(2 * at), self.0.get(2 * at + 1)))
+        (0..self.len()).map(|at| self.get(at))
+    }
+
+    /// One of them, counted from 0.
+    pub(super) fn get(&self, at: usize) -> (&[u8], &[u8]) {
+        (self.0.get(2 * at), self.0.get(2 * at + 1))
     }
 
     /// How many.

@@ -15,7 +15,7 @@ use super::hash::{Partitioning, Ranges};
 use super::merge::PairMerge;
 use super::program::{Instance, Limits, ProgramError, Shape};
 use super::run::{PairRun, RunWriter};
-use super::table::Table;
+use super::table::{AHEAD, COMBINE_BYTES, Table};
 use super::{BATCH_BYTES, Budget, TaskError, check_pair};
 use crate::sort::MergeError;
 
@@ -88,7 +88,7 @@ impl<'a, W: Write, S: Spills> MapTask<'a, W, S> {
             table_bytes,
             go_on,
             out: RunWriter::new(out, ranges.count),
-            table: Table::new(ranges),
+            table: Table::new(ranges, COMBINE_BYTES.min(table_bytes / 8)),
             spills,
             spilled: Vec::new(),
             records: Records::default(),
@@ -133,30 +133,46 @@ impl<'a, W: Write, S: Spills> MapTask<'a, W, S> {
         self.counts.0 += self.records.len() as u64;
         self.counts.1 += pairs.len() as u64;
         self.records.clear();
-        for (key, value) in pairs.iter() {
-            check_pair(key, value)?;
-            match self.ranges.by {
-                Partitioning::Key => {
-                    self.table.insert(key, value);
-                    self.keep_in_bounds()?;
-                }
-                Partitioning::Position { blocks } => {
-                    let (position, made) = self.place;
-                    let mut place = [0; 8];
-                    place[..4].copy_from_slice(&position.to_be_bytes());
-                    place[4..].copy_from_slice(&made.to_be_bytes());
-                    let next = made.checked_add(1);
-                    self.place.1 = next.ok_or_else(|| ProgramError::bad_output("too many pairs"))?;
-                    let range = self.ranges.of_block(position, blocks);
-                    if value.is_empty() {
-                        self.out.push(range, &place, key)?;
-                    } else {
-                        self.out.push(range, &place, &[key, b"\t", value].concat())?;
-                    }
-                }
-            }
+        match self.ranges.by {
+            Partitioning::Key => self.collect(&pairs)?,
+            Partitioning::Position { blocks } => self.write_in_order(&pairs, blocks)?,
         }
         self.pairs = pairs;
+        Ok(())
+    }
+
+    /// Brings pairs together by key.
+    fn collect(&mut self, pairs: &Pairs) -> Result<(), TaskError> {
+        for start in (0..pairs.len()).step_by(AHEAD) {
+            let some = start..pairs.len().min(start + AHEAD);
+            let hashes = self.table.look_ahead(pairs, some.clone());
+            for (at, hash) in some.zip(hashes) {
+                let (key, value) = pairs.get(at);
+                check_pair(key, value)?;
+                self.table.insert(hash, key, value);
+                self.keep_in_bounds()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes pairs as records, by the place of their block.
+    fn write_in_order(&mut self, pairs: &Pairs, blocks: u32) -> Result<(), TaskError> {
+        for (key, value) in pairs.iter() {
+            check_pair(key, value)?;
+            let (position, made) = self.place;
+            let mut place = [0; 8];
+            place[..4].copy_from_slice(&position.to_be_bytes());
+            place[4..].copy_from_slice(&made.to_be_bytes());
+            let next = made.checked_add(1);
+            self.place.1 = next.ok_or_else(|| ProgramError::bad_output("too many pairs"))?;
+            let range = self.ranges.of_block(position, blocks);
+            if value.is_empty() {
+                self.out.push(range, &place, key)?;
+            } else {
+                self.out.push(range, &place, &[key, b"\t", value].concat())?;
+            }
+        }
         Ok(())
     }
 

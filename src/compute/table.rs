@@ -1,11 +1,15 @@
 //! Pairs in memory, brought together by key.
 //!
 //! Keys lie one after the other, values as well, each with the place of the next of its group. A group is found by
-//! the hash of its key in an index of open addresses. When values have become many, those of groups with more than
-//! one are handed to the program to be combined, and what comes back takes their place: so a key of which there are
-//! millions takes the room of a few.
+//! the hash of its key in an index of open addresses. Values that have come lately are apart from those that are
+//! kept: when they have become many, each group that has some is handed to the program to be combined, with what is
+//! kept of it, and what comes back takes the place of that. So a key of which there are millions takes the room of a
+//! few, and groups to which nothing comes cost nothing.
 
+use std::hint::black_box;
 use std::io::{self, Write};
+use std::mem;
+use std::ops::Range;
 
 use super::batch::{Groups, MAX_BATCH_BYTES, Pairs};
 use super::hash::{Ranges, hash};
@@ -13,15 +17,26 @@ use super::program::{Instance, ProgramError};
 use super::run::{RunWriter, prefix};
 use super::{BATCH_BYTES, check_pair};
 
-/// Bytes of values that are there at least before they are combined: few enough for a processor's cache, many
-/// enough that the work beside the values does not count.
-const COMBINE_BYTES: usize = 1024 * 1024;
+/// Bytes of late values that are combined: few enough for a processor's cache, many enough that what is done for each
+/// group does not count.
+pub(super) const COMBINE_BYTES: usize = 1024 * 1024;
 /// Before each value: where the next one is, and its length; 32 bits each.
 const HEAD_BYTES: usize = 8;
 /// No value.
 const NONE: u32 = u32::MAX;
+/// Pairs whose groups are looked for at once.
+pub(super) const AHEAD: usize = 32;
 /// Slots of the index at first.
 const FIRST_SLOTS: usize = 1024;
+
+/// Values of a group, in one of the two heaps.
+#[derive(Debug, Clone, Copy)]
+struct Chain {
+    first: u32,
+    last: u32,
+}
+
+const EMPTY: Chain = Chain { first: NONE, last: NONE };
 
 /// The pairs of one key.
 #[derive(Debug, Clone, Copy)]
@@ -29,39 +44,89 @@ struct Group {
     hash: u64,
     key: u32,
     key_length: u32,
-    first: u32,
-    last: u32,
-    /// Values.
-    count: u32,
+    kept: Chain,
+    late: Chain,
+}
+
+/// Values, each with the place of the next.
+#[derive(Debug, Default)]
+struct Heap(Vec<u8>);
+
+impl Heap {
+    fn push(&mut self, chain: &mut Chain, value: &[u8]) {
+        let at = number(self.0.len());
+        self.0.extend_from_slice(&NONE.to_le_bytes());
+        self.0.extend_from_slice(&number(value.len()).to_le_bytes());
+        self.0.extend_from_slice(value);
+        if chain.first == NONE {
+            chain.first = at;
+        } else {
+            self.0[chain.last as usize..][..4].copy_from_slice(&at.to_le_bytes());
+        }
+        chain.last = at;
+    }
+
+    /// A value and where the next one of its chain is.
+    fn get(&self, at: u32) -> (&[u8], u32) {
+        let head = &self.0[at as usize..][..HEAD_BYTES];
+        let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        (&self.0[at as usize + HEAD_BYTES..][..number(4) as usize], number(0))
+    }
+
+    fn values(&self, chain: Chain) -> impl Iterator<Item = &[u8]> {
+        let mut next = chain.first;
+        std::iter::from_fn(move || {
+            let (value, behind) = if next == NONE { return None } else { self.get(next) };
+            next = behind;
+            Some(value)
+        })
+    }
+
+    /// Puts a value in the place of a chain of one, if it is as long.
+    fn replace(&mut self, chain: Chain, value: &[u8]) -> bool {
+        if chain.first == NONE || chain.first != chain.last || self.get(chain.first).0.len() != value.len() {
+            return false;
+        }
+        self.0[chain.first as usize + HEAD_BYTES..][..value.len()].copy_from_slice(value);
+        true
+    }
 }
 
 /// Pairs, by key.
 #[derive(Debug)]
 pub(super) struct Table {
     ranges: Ranges,
+    /// [`COMBINE_BYTES`] but in tests.
+    combine_bytes: usize,
     keys: Vec<u8>,
-    values: Vec<u8>,
     groups: Vec<Group>,
     /// Numbers of groups and one; 0: free.
     // Invariant: a power of two long, and at least a quarter is free.
     index: Vec<u32>,
-    /// Values are combined when they have so many bytes.
-    combine_at: usize,
-    /// Used again and again.
+    kept: Heap,
+    /// Bytes of `kept` that belong to no group any more.
+    garbage: usize,
+    late: Heap,
+    /// Groups that have late values.
+    touched: Vec<u32>,
+    /// Used again and again: groups to combine, which they are, with what is kept of them, and what comes of them.
     batch: Groups,
-    batched: Vec<u32>,
+    batched: Vec<(u32, Chain)>,
     combined: Pairs,
 }
 
 impl Table {
-    pub(super) fn new(ranges: Ranges) -> Self {
+    pub(super) fn new(ranges: Ranges, combine_bytes: usize) -> Self {
         Self {
             ranges,
+            combine_bytes,
             keys: Vec::new(),
-            values: Vec::new(),
             groups: Vec::new(),
             index: vec![0; FIRST_SLOTS],
-            combine_at: COMBINE_BYTES,
+            kept: Heap::default(),
+            garbage: 0,
+            late: Heap::default(),
+            touched: Vec::new(),
             batch: Groups::default(),
             batched: Vec::new(),
             combined: Pairs::default(),
@@ -71,39 +136,53 @@ impl Table {
     /// Bytes that it takes.
     pub(super) fn bytes(&self) -> usize {
         self.keys.len()
-            + self.values.len()
+            + self.kept.0.len()
+            + self.late.0.len()
             + self.groups.len() * size_of::<Group>()
-            + self.index.len() * size_of::<u32>()
+            + (self.index.len() + self.touched.len()) * size_of::<u32>()
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    pub(super) fn insert(&mut self, key: &[u8], value: &[u8]) {
-        let group = self.group_of(key);
-        self.add_value(group, value);
+    /// The hashes of the keys of some pairs. What is needed to find their groups is read on the way, of all of them
+    /// before any is looked for: so the processor waits for memory once, and not for each.
+    pub(super) fn look_ahead(&self, pairs: &Pairs, some: Range<usize>) -> [u64; AHEAD] {
+        let (mut hashes, mut slots) = ([0; AHEAD], [0; AHEAD]);
+        for ((at, found), slot) in some.zip(&mut hashes).zip(&mut slots) {
+            *found = hash(pairs.get(at).0);
+            *slot = self.index[low(*found) & (self.index.len() - 1)];
+        }
+        for slot in slots {
+            if let Some(group) = (slot as usize).checked_sub(1).and_then(|group| self.groups.get(group)) {
+                black_box(self.keys.get(group.key as usize));
+            }
+        }
+        hashes
+    }
+
+    /// One more pair, with the hash of its key.
+    pub(super) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8]) {
+        let at = self.group_of(hash, key);
+        let group = &mut self.groups[at];
+        if group.late.first == NONE {
+            self.touched.push(number(at));
+        }
+        self.late.push(&mut group.late, value);
     }
 
     /// The group of a key, which is made if there is none.
-    fn group_of(&mut self, key: &[u8]) -> usize {
-        let hash = hash(key);
+    fn group_of(&mut self, hash: u64, key: &[u8]) -> usize {
         if let Some(group) = self.find(key, hash) {
             return group;
         }
         if (self.groups.len() + 1) * 4 > self.index.len() * 3 {
             self.grow();
         }
-        let group = Group {
-            hash,
-            key: number(self.keys.len()),
-            key_length: number(key.len()),
-            first: NONE,
-            last: NONE,
-            count: 0,
-        };
+        let (at, key_length) = (number(self.keys.len()), number(key.len()));
         self.keys.extend_from_slice(key);
-        self.groups.push(group);
+        self.groups.push(Group { hash, key: at, key_length, kept: EMPTY, late: EMPTY });
         let slot = self.free_slot(hash);
         self.index[slot] = number(self.groups.len());
         self.groups.len() - 1
@@ -143,88 +222,118 @@ impl Table {
         &self.keys[key as usize..][..key_length as usize]
     }
 
-    fn add_value(&mut self, group: usize, value: &[u8]) {
-        let at = number(self.values.len());
-        self.values.extend_from_slice(&NONE.to_le_bytes());
-        self.values.extend_from_slice(&number(value.len()).to_le_bytes());
-        self.values.extend_from_slice(value);
-        let group = &mut self.groups[group];
-        if group.count == 0 {
-            group.first = at;
-        } else {
-            self.values[group.last as usize..][..4].copy_from_slice(&at.to_le_bytes());
-        }
-        group.last = at;
-        group.count += 1;
-    }
-
     /// Whether there is enough to combine.
     pub(super) fn wants_to_combine(&self) -> bool {
-        self.values.len() >= self.combine_at
+        self.late.0.len() >= self.combine_bytes
     }
 
-    /// Lets the program combine the values of each group that has more than one.
+    /// Lets the program combine the values of each group that has late ones and more than one in all.
     pub(super) fn combine(&mut self, instance: &mut dyn Instance) -> Result<(), ProgramError> {
-        let values = std::mem::take(&mut self.values);
+        let (mut late, mut touched) = (mem::take(&mut self.late), mem::take(&mut self.touched));
         self.batch.clear();
         self.batched.clear();
-        for at in 0..self.groups.len() {
-            let Group { first, count, .. } = self.groups[at];
-            self.groups[at] = Group { first: NONE, last: NONE, count: 0, ..self.groups[at] };
-            if count == 1 {
-                self.add_value(at, value_at(&values, first).0);
+        for at in touched.drain(..) {
+            let group = &mut self.groups[at as usize];
+            let (kept, new) = (mem::replace(&mut group.kept, EMPTY), mem::replace(&mut group.late, EMPTY));
+            if kept.first == NONE && new.first == new.last {
+                self.kept.push(&mut group.kept, late.get(new.first).0);
                 continue;
             }
-            if self.batch.bytes().len() >= BATCH_BYTES {
-                self.combine_batch(instance)?;
-            }
-            self.begin_group(at)?;
-            let mut next = first;
-            while next != NONE {
-                let (value, behind) = value_at(&values, next);
-                if self.batch.bytes().len() + value.len() > MAX_BATCH_BYTES {
-                    self.combine_batch(instance)?;
-                    self.begin_group(at)?;
-                }
-                self.batch.push_value(value).map_err(ProgramError::bad_output)?;
-                next = behind;
-            }
+            self.batch_group((at, kept), (&late, new), instance)?;
         }
         self.combine_batch(instance)?;
-        // What remains is worth combining again when as much has come to it.
-        self.combine_at = COMBINE_BYTES.max(self.values.len() * 2);
+        // What they have allocated is used again.
+        late.0.clear();
+        (self.late, self.touched) = (late, touched);
+        if self.garbage > self.combine_bytes.max(self.kept.0.len() / 2) {
+            self.compact();
+        }
         Ok(())
     }
 
-    fn begin_group(&mut self, at: usize) -> Result<(), ProgramError> {
-        let Group { key, key_length, .. } = self.groups[at];
+    /// Puts a group into the batch: what is kept of it, and its late values.
+    fn batch_group(
+        &mut self,
+        (at, kept): (u32, Chain),
+        (late, new): (&Heap, Chain),
+        instance: &mut dyn Instance,
+    ) -> Result<(), ProgramError> {
+        if self.batch.bytes().len() >= BATCH_BYTES {
+            self.combine_batch(instance)?;
+        }
+        self.begin_group(at, kept)?;
+        // Read from its own heap, so that what is combined in between can be written to the other.
+        let mut next = kept.first;
+        while next != NONE {
+            let (value, behind) = self.kept.get(next);
+            if self.batch.bytes().len() + value.len() > MAX_BATCH_BYTES {
+                self.combine_batch(instance)?;
+                self.begin_group(at, EMPTY)?;
+            }
+            self.batch.push_value(self.kept.get(next).0).map_err(ProgramError::bad_output)?;
+            next = behind;
+        }
+        for value in late.values(new) {
+            if self.batch.bytes().len() + value.len() > MAX_BATCH_BYTES {
+                self.combine_batch(instance)?;
+                self.begin_group(at, EMPTY)?;
+            }
+            self.batch.push_value(value).map_err(ProgramError::bad_output)?;
+        }
+        Ok(())
+    }
+
+    fn begin_group(&mut self, at: u32, kept: Chain) -> Result<(), ProgramError> {
+        let Group { key, key_length, .. } = self.groups[at as usize];
+        self.batched.push((at, kept));
         let key = &self.keys[key as usize..][..key_length as usize];
-        self.batched.push(number(at));
         self.batch.push_key(key).map_err(ProgramError::bad_output)
     }
 
     /// Lets the program combine what was collected.
     fn combine_batch(&mut self, instance: &mut dyn Instance) -> Result<(), ProgramError> {
-        let mut combined = std::mem::take(&mut self.combined);
+        let mut combined = mem::take(&mut self.combined);
+        let mut batched = mem::take(&mut self.batched);
         combined.clear();
         if !self.batch.is_empty() {
             instance.combine(&self.batch, &mut combined)?;
         }
         self.batch.clear();
         // Mostly one pair of each group, in their order.
-        let mut expected = self.batched.iter().map(|group| *group as usize).collect::<Vec<_>>().into_iter();
+        let mut expected = batched.iter().copied();
         for (key, value) in combined.iter() {
             check_pair(key, value)?;
-            let group = match expected.next() {
-                Some(group) if self.key(group) == key => Some(group),
-                _ => self.find(key, hash(key)),
+            let (at, was) = match expected.next() {
+                Some((at, was)) if self.key(at as usize) == key => (at as usize, was),
+                _ => {
+                    let other = || ProgramError::bad_output("`combine` made a key that it was not given");
+                    (self.find(key, hash(key)).ok_or_else(other)?, EMPTY)
+                }
             };
-            let other = || ProgramError::bad_output("`combine` made a key that it was not given");
-            self.add_value(group.ok_or_else(other)?, value);
+            let is_first = self.groups[at].kept.first == NONE;
+            if is_first && self.kept.replace(was, value) {
+                self.groups[at].kept = was;
+            } else {
+                if was.first != NONE {
+                    // About as much as it is instead of.
+                    self.garbage += HEAD_BYTES + value.len();
+                }
+                self.kept.push(&mut self.groups[at].kept, value);
+            }
         }
-        self.batched.clear();
-        self.combined = combined;
+        batched.clear();
+        (self.combined, self.batched) = (combined, batched);
         Ok(())
+    }
+
+    /// Leaves the garbage behind.
+    fn compact(&mut self) {
+        let kept = mem::take(&mut self.kept);
+        for group in &mut self.groups {
+            let values = mem::replace(&mut group.kept, EMPTY);
+            kept.values(values).for_each(|value| self.kept.push(&mut group.kept, value));
+        }
+        self.garbage = 0;
     }
 
     /// Writes all pairs in order; none are left.
@@ -238,28 +347,15 @@ impl Table {
             let keys = || self.key(one.2 as usize).cmp(self.key(other.2 as usize));
             (one.0, one.1).cmp(&(other.0, other.1)).then_with(keys)
         });
-        for (range, _, group) in order {
-            let mut next = self.groups[group as usize].first;
-            while next != NONE {
-                let (value, behind) = value_at(&self.values, next);
-                out.push(range, self.key(group as usize), value)?;
-                next = behind;
+        for (range, _, at) in order {
+            let Group { kept, late, .. } = self.groups[at as usize];
+            for value in self.kept.values(kept).chain(self.late.values(late)) {
+                out.push(range, self.key(at as usize), value)?;
             }
         }
-        self.keys.clear();
-        self.values.clear();
-        self.groups.clear();
-        self.index = vec![0; FIRST_SLOTS];
-        self.combine_at = COMBINE_BYTES;
+        *self = Self::new(self.ranges, self.combine_bytes);
         Ok(())
     }
-}
-
-/// A value and where the next one of its group is.
-fn value_at(values: &[u8], at: u32) -> (&[u8], u32) {
-    let head = &values[at as usize..][..HEAD_BYTES];
-    let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    (&values[at as usize + HEAD_BYTES..][..number(4) as usize], number(0))
 }
 
 /// What a table holds is bounded far below 32 bits.

@@ -111,6 +111,23 @@ fn ready(name: &str) -> Program {
     ready::programs().into_iter().find(|program| program.name().name == name).unwrap()
 }
 
+/// Counts words, with values of different lengths.
+fn counting_in_text() -> Program {
+    let sum = |counts: Values<'_>| -> u64 {
+        counts.map(|count| str::from_utf8(count).unwrap().parse::<u64>().unwrap()).sum()
+    };
+    Program::new("words", 1)
+        .map(|line, out| {
+            line.split(|byte| *byte == b' ')
+                .filter(|word| !word.is_empty())
+                .for_each(|word| out.pair(word, b"1"));
+        })
+        .combine(move |_, counts, count| count.extend_from_slice(sum(counts).to_string().as_bytes()))
+        .reduce(move |word, counts, out| {
+            out.record(&[word, format!("\t{}", sum(counts)).as_bytes()].concat());
+        })
+}
+
 /// Texts of few different words, in blocks.
 fn texts() -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {
     let line = prop::collection::vec(0..60u32, 0..30).prop_map(|words| {
@@ -141,8 +158,9 @@ fn words(blocks: &[Vec<Vec<u8>>]) -> BTreeMap<Vec<u8>, u64> {
 
 proptest! {
     #[test]
-    fn words_are_counted_as_one_process_would(blocks in texts(), cut in cuts()) {
-        let ranges = job(&ready("word-count"), &[], &blocks, &cut).unwrap();
+    fn words_are_counted_as_one_process_would(blocks in texts(), cut in cuts(), as_text in any::<bool>()) {
+        let program = if as_text { counting_in_text() } else { ready("word-count") };
+        let ranges = job(&program, &[], &blocks, &cut).unwrap();
         for range in &ranges {
             prop_assert!(range.is_sorted());
         }
