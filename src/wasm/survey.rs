@@ -115,7 +115,7 @@ mod tests {
         survey(include_bytes!("../../tests/data/word_count.wasm")).unwrap();
         // An interpreter: some hundred cases, thousands of branches.
         let cases = "(block ".repeat(500);
-        let table: String = (0..500).map(|case| format!("{case} ")).collect();
+        let table = (0..500).map(|case| case.to_string()).collect::<Vec<_>>().join(" ");
         let body = format!("{cases} (br_table {table} (local.get 0)) {}", ")".repeat(500));
         of_function(&body).unwrap();
         of_function(&"(if (local.get 0) (then (local.set 1 (local.get 0))))".repeat(8000)).unwrap();

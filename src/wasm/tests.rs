@@ -3,6 +3,7 @@
 use super::written::{NO_BATCH, component};
 use super::*;
 use crate::compute::{Groups, Pairs, Records};
+use proptest::prelude::*;
 
 const LIMITS: Limits = Limits {
     fuel: 100_000_000,
@@ -411,4 +412,20 @@ fn a_program_that_was_built_from_rust_counts_words() {
     assert_eq!(fails([&one, b"seven"]), "the program failed: a count is no number");
     let panicked = fails([&one, &[0xff; 8]]);
     assert!(panicked.contains("attempt to add with overflow"), "{panicked}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// It is refused, or runs within its limits.
+    #[test]
+    fn a_damaged_component_harms_nobody(damage in prop::collection::vec((0..WORD_COUNT.len(), any::<u8>()), 1..4)) {
+        let mut bytes = WORD_COUNT.to_vec();
+        for (at, byte) in damage {
+            bytes[at] = byte;
+        }
+        if let Ok(program) = Runtime::new().unwrap().load(&bytes) {
+            let _ = run(&program, &LIMITS);
+        }
+    }
 }
