@@ -8,6 +8,8 @@
 //! - [`dataset`]: how data is cut into blocks, and what is known of them;
 //! - [`sort`]: sorting what does not fit into memory, without network and disk;
 //! - [`compute`]: programs over what does not fit into memory, without network and disk;
+//! - `wasm` (with the feature `wasm`): programs that come as WebAssembly components; the only module that knows
+//!   wasmtime;
 //! - [`state_machine`]: what one partition replicates;
 //! - [`replication`]: all Raft groups of a node as one driver without I/O;
 //! - [`storage`]: what a node keeps on its disk; the only module that touches it for data;
@@ -40,6 +42,8 @@ pub mod sort;
 pub mod state_machine;
 pub mod storage;
 pub mod time;
+#[cfg(feature = "wasm")]
+pub mod wasm;
 pub mod wire;
 
 #[cfg(feature = "sim")]

@@ -1,8 +1,8 @@
 //! `sim`: runs seeds of the simulator and says what they violate.
 //!
 //! ```text
-//! cargo run --profile sim --features sim --bin sim -- --seeds 1000
-//! cargo run --profile sim --features sim --bin sim -- --seed 17 --trace
+//! cargo run --profile sim --no-default-features --features sim --bin sim -- --seeds 1000
+//! cargo run --profile sim --no-default-features --features sim --bin sim -- --seed 17 --trace
 //! cargo run --profile sim --features mutations --bin sim -- --mutations
 //! ```
 
@@ -149,7 +149,7 @@ fn show(report: &Report, args: &Args) {
         }
     }
     say(&format!(
-        "again: cargo run --profile sim --features sim --bin sim -- --seed {} --trace",
+        "again: cargo run --profile sim --no-default-features --features sim --bin sim -- --seed {} --trace",
         report.seed
     ));
 }

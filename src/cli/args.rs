@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser as _};
@@ -316,7 +316,7 @@ enum Sub {
 
     /// Run a program over a dataset, a file or keys, on all members at once
     #[command(
-        after_help = "Examples:\n  roundtable run word-count --input text --output counts\n  roundtable run top --arg 10 --arg 2 --input counts     the ten most frequent words\n  roundtable run grep --arg error --input log.txt\n  roundtable run frequency --arg 2 --keys user/          by the second field of key, tab, value\n\nReady-made programs: count; word-count; frequency [FIELD]; top N [FIELD]; distinct; grep TEXT. Others\nare registered by the process that embeds the node (NodeBuilder::program).\n\nINPUT is a dataset if there is one of that name, otherwise a file; `-` is standard input. The output\nis what the input is, a dataset or a file; a path with a slash is always a file. It is checked before it\nis there: all records were read, and each pair that was made was used once. Exit code 3: no input of\nthat name, or no member with that program."
+        after_help = "Examples:\n  roundtable run word-count --input text --output counts\n  roundtable run top --arg 10 --arg 2 --input counts     the ten most frequent words\n  roundtable run grep --arg error --input log.txt\n  roundtable run frequency --arg 2 --keys user/          by the second field of key, tab, value\n  roundtable run ./job.wasm --input text --output counts\n\nReady-made programs: count; word-count; frequency [FIELD]; top N [FIELD]; distinct; grep TEXT. Others\nare registered by the process that embeds the node (NodeBuilder::program), or shipped: a WebAssembly\ncomponent, which is put into the swarm as a dataset named .program/ and its hash. It can do nothing but\nread its input and make its output, within the limits of a task.\n\nINPUT is a dataset if there is one of that name, otherwise a file; `-` is standard input. The output\nis what the input is, a dataset or a file; a path with a slash is always a file. It is checked before it\nis there: all records were read, and each pair that was made was used once. Exit code 3: no input of\nthat name, or no member with that program."
     )]
     Run(JobArgs),
 
@@ -446,9 +446,9 @@ fn sort_command(args: SortArgs) -> Command {
 
 #[derive(Debug, Args)]
 struct JobArgs {
-    /// Its name, or name@version
+    /// Its name, or name@version; or a file of shipped code: FILE.wasm, or a path with a slash
     #[arg(value_name = "PROGRAM", value_parser = parse_program)]
-    program: String,
+    program: run::RunProgram,
     /// A dataset, a file, or `-`
     #[arg(long, short, value_name = "INPUT", required_unless_present = "keys")]
     input: Option<OsString>,
@@ -467,27 +467,41 @@ struct JobArgs {
     /// What the records of the output are; unless given, as those of the input, and lines for keys
     #[arg(long, value_name = "RECORDS")]
     output_as: Option<Records>,
-    /// How long one task may take
+    /// How long one task may take; at most 10m
     #[arg(long, value_name = "TIME", value_parser = parse_positive_duration, default_value = "120s")]
     task_time: Duration,
+    /// How much memory shipped code may have in one task; at most 1GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "256MiB")]
+    task_memory: u64,
+    /// How much shipped code may do in one task: about so many instructions
+    #[arg(long, value_name = "FUEL", default_value_t = Limits::default().fuel)]
+    task_fuel: u64,
     /// How many bytes one task may make
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "2GiB")]
     task_output: u64,
 }
 
-fn parse_program(text: &str) -> Result<String, String> {
-    text.parse::<ProgramName>().map(|name| name.to_string()).map_err(|error| error.to_string())
+fn parse_program(text: &str) -> Result<run::RunProgram, String> {
+    let is_file = text.contains('/') || Path::new(text).extension().is_some_and(|ending| ending == "wasm");
+    if is_file {
+        return Ok(run::RunProgram::File(text.into()));
+    }
+    let name = text.parse::<ProgramName>().map_err(|error| error.to_string())?;
+    Ok(run::RunProgram::Named(name.to_string()))
 }
 
 fn run_command(args: JobArgs) -> Command {
-    let JobArgs { program, input, keys, output, arguments, records, output_as, task_time, task_output } =
-        args;
+    let JobArgs { program, input, keys, output, arguments, records, output_as, .. } = args;
     let input = match keys {
         Some(prefix) => run::RunInput::Keys(prefix.into_encoded_bytes()),
         None => run::RunInput::Data(input.unwrap_or_default()),
     };
-    let time_ms = u64::try_from(task_time.as_millis()).unwrap_or(u64::MAX);
-    let limits = Limits { time_ms, output_bytes: task_output, ..Limits::default() };
+    let limits = Limits {
+        fuel: args.task_fuel,
+        memory_bytes: args.task_memory,
+        time_ms: u64::try_from(args.task_time.as_millis()).unwrap_or(u64::MAX),
+        output_bytes: args.task_output,
+    };
     Command::Run(run::Run { program, arguments, input, output, records, output_records: output_as, limits })
 }
 
@@ -995,13 +1009,19 @@ mod tests {
         let Command::Run(run) = command_of("run top@1 --arg 10 --arg -2 --input counts -o best") else {
             panic!("not run")
         };
-        assert_eq!((run.program.as_str(), run.arguments), ("top@1", vec!["10".into(), "-2".into()]));
+        assert_eq!(run.program, run::RunProgram::Named("top@1".to_owned()));
+        assert_eq!(run.arguments, ["10", "-2"]);
         assert_eq!((run.input, run.output), (run::RunInput::Data("counts".into()), Some("best".into())));
         assert_eq!(run.limits, Limits::default());
         let Command::Run(run) = command_of("run count --keys user/ --task-time 5s") else {
             panic!("not run")
         };
         assert_eq!((run.input, run.limits.time_ms), (run::RunInput::Keys(b"user/".to_vec()), 5000));
+        let Command::Run(run) = command_of("run job.wasm -i x --task-memory 1MiB --task-fuel 7") else {
+            panic!("not run")
+        };
+        assert_eq!(run.program, run::RunProgram::File("job.wasm".into()));
+        assert_eq!(run.limits, Limits { memory_bytes: 1 << 20, fuel: 7, ..Limits::default() });
         assert!(parse_words("run count").expect_err("no input").contains("--input"));
         assert!(parse_words("run a@b --keys x").expect_err("no name").contains("name@version"));
         assert!(parse_words("run count --keys x --input y").is_err());

@@ -1,19 +1,22 @@
 //! `run`: a program over a dataset, a file, or keys, on all members at once.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::connect::{Client, Target, connect};
+use super::connect::{Target, connect};
 use super::data::{interrupted, summary_json};
 use super::exit::{Code, Failure};
 use super::place::{Place, Temporary, fetch, place_input, place_output};
 use super::render::{Output, note};
 use super::units;
-use crate::client::{Job, JobError, JobProgress, JobStage, JobSummary};
-use crate::compute::Limits;
+use crate::client::{Job, JobError, JobProgress, JobStage, JobSummary, ShipError};
+use crate::compute::{Limits, MAX_COMPONENT_BYTES};
 use crate::dataset::Format;
 use crate::net::Net;
 
@@ -23,8 +26,8 @@ const TEMPORARY: &str = ".run/";
 /// `run`.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// The program's name, with or without a version.
-    pub(super) program: String,
+    /// Which.
+    pub(super) program: RunProgram,
     /// Its arguments.
     pub(super) arguments: Vec<OsString>,
     /// What it computes over.
@@ -39,6 +42,42 @@ pub(super) struct Run {
     pub(super) limits: Limits,
 }
 
+/// A program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RunProgram {
+    /// That nodes have, with or without a version.
+    Named(String),
+    /// In a file, for all of them: a component.
+    File(PathBuf),
+}
+
+impl RunProgram {
+    /// Reads the file, if it is one.
+    fn find(&self) -> Result<Found, Failure> {
+        let file = match self {
+            Self::Named(name) => return Ok(Found::Named(name.clone())),
+            Self::File(file) => file,
+        };
+        let failed =
+            |text: String| Failure::other(format!("the program {} {text}: nothing was done", file.display()));
+        let opened = File::open(file).map_err(|error| failed(format!("cannot be read: {error}")))?;
+        // One byte more tells that it is too long.
+        let (mut component, limit) = (Vec::new(), MAX_COMPONENT_BYTES as u64);
+        let read = opened.take(limit + 1).read_to_end(&mut component);
+        read.map_err(|error| failed(format!("cannot be read: {error}")))?;
+        if component.len() as u64 > limit {
+            return Err(failed(format!("has more than {limit} bytes")));
+        }
+        Ok(Found::Component(component))
+    }
+}
+
+/// A program, as it is given to the swarm.
+enum Found {
+    Named(String),
+    Component(Vec<u8>),
+}
+
 /// What a program computes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RunInput {
@@ -50,6 +89,7 @@ pub(super) enum RunInput {
 
 impl Run {
     pub(super) async fn run(self, target: &Target, output: Output) -> Result<(), Failure> {
+        let program = self.program.find()?;
         let session = connect(target).await?;
         let client = &session.client;
         let input = match &self.input {
@@ -62,8 +102,12 @@ impl Run {
         let into = temporary.written(&to);
         let start = Instant::now();
         let result = async {
+            let job = match program {
+                Found::Named(name) => client.job(&name),
+                Found::Component(component) => client.job_of(client.ship(component).await?),
+            };
             temporary.put(client, &input, self.records).await?;
-            let summary = self.compute(client, temporary.read(&input), into.clone()).await?;
+            let summary = self.compute(job, temporary.read(&input), into.clone()).await?;
             tokio::select! {
                 fetched = fetch(client, &into, &to) => fetched?,
                 _ = tokio::signal::ctrl_c() => return Err(interrupted()),
@@ -83,8 +127,9 @@ impl Run {
         Ok(())
     }
 
-    fn job(&self, client: &Client, from: Vec<u8>, into: Vec<u8>) -> Job<Net> {
-        let job = client.job(&self.program).limits(self.limits).output(into);
+    /// With all that was said of it.
+    fn described(&self, job: Job<Net>, from: Vec<u8>, into: Vec<u8>) -> Job<Net> {
+        let job = job.limits(self.limits).output(into);
         let job = match self.input {
             RunInput::Data(_) => job.input(from),
             RunInput::Keys(_) => job.keys(from),
@@ -94,13 +139,13 @@ impl Run {
         arguments.fold(job, Job::argument)
     }
 
-    async fn compute(&self, client: &Client, from: Vec<u8>, into: Vec<u8>) -> Result<JobSummary, Failure> {
+    async fn compute(&self, job: Job<Net>, from: Vec<u8>, into: Vec<u8>) -> Result<JobSummary, Failure> {
         let style = "{bar:40} {percent:>3}% {msg}";
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(0).with_style(style);
         bar.set_message("asking for the program");
         let start = Instant::now();
-        let job = self.job(client, from, into);
+        let job = self.described(job, from, into);
         let summary = tokio::select! {
             summary = job.run(|progress| show(&bar, &progress, start)) => summary.map_err(Failure::from),
             _ = tokio::signal::ctrl_c() => Err(interrupted()),
@@ -182,11 +227,22 @@ impl From<JobError> for Failure {
             | JobError::NoInput
             | JobError::NoOutput
             | JobError::Limit(_)
+            | JobError::Limits
             | JobError::Versions { .. } => (Code::Usage, "nothing was done"),
             JobError::NoNode => (Code::Unreachable, "there is no output"),
             JobError::NoProgram { .. } => (Code::NotFound, "nothing was done"),
+            JobError::Program(_) => (Code::Failed, "nothing was done"),
             _ => (Code::Failed, "there is no output"),
         };
         Self::new(code, format!("{error}: {advice}"))
+    }
+}
+
+impl From<ShipError> for Failure {
+    fn from(error: ShipError) -> Self {
+        match error {
+            ShipError::Dataset(error) => error.into(),
+            error => Self::other(format!("{error}: nothing was done")),
+        }
     }
 }

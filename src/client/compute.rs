@@ -20,14 +20,17 @@ use super::job::{
     self, Attempt, Failure, GivenUp, Made, Next, Part, Parts, Plan, PlanOf, Progress, REST, Sizes,
 };
 use super::{Client, DatasetError, Error};
-use crate::compute::{Limits, MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, ProgramName, ProgramNameError, Shape};
+use crate::compute::{
+    Limits, MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_MEMORY_BYTES, MAX_TIME_MS, ProgramError, ProgramName,
+    ProgramNameError, Shape,
+};
 use crate::dataset::{BlockInfo, DatasetSummary, Format, MAX_BLOCKS, Manifest};
 use crate::id::{DatasetId, JobId, NodeId, PartitionId};
 use crate::sort::{Fingerprint, RunPart};
 use crate::state_machine::MAX_KEY_BYTES;
 use crate::wire::{
     Cut, Destination, Errand, MAX_RANGES, MapInput, ProgramRef, RANGE_BLOCKS, Rpc, WorkError, WorkRequest,
-    WorkResponse,
+    WorkResponse, hexadecimal,
 };
 
 /// Bytes of the input for each range, about: it is one task.
@@ -124,6 +127,9 @@ pub enum JobError {
         "{0}: at most {MAX_ARGUMENTS} arguments of {MAX_ARGUMENT_BYTES} bytes together, and prefixes of {MAX_KEY_BYTES} bytes"
     )]
     Limit(&'static str),
+    /// A task is to have more than a node grants. Nothing was done.
+    #[error("a task can have at most {MAX_MEMORY_BYTES} bytes of memory and {MAX_TIME_MS} ms of time")]
+    Limits,
     /// The input or the output.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
@@ -138,6 +144,9 @@ pub enum JobError {
         /// Who said so.
         nodes: Vec<NodeId>,
     },
+    /// The program is none: a component that cannot be run. Nothing was done.
+    #[error(transparent)]
+    Program(ProgramError),
     /// Members have different programs of that name. Nothing was done.
     #[error(
         "members have different versions of `{program}`: {one} is in one and {other} in another; say which"
@@ -183,7 +192,7 @@ impl<R: Rpc> Client<R> {
         self.new_job(program.parse().map(named))
     }
 
-    /// As [`Client::job`], for a program that is known by something else than a name.
+    /// As [`Client::job`], for a program that was [shipped](Client::ship).
     pub fn job_of(&self, program: ProgramRef) -> Job<R> {
         self.new_job(Ok(program))
     }
@@ -397,6 +406,9 @@ impl<R: Rpc> Job<R> {
         if self.arguments.len() > MAX_ARGUMENTS || bytes > MAX_ARGUMENT_BYTES {
             return Err(JobError::Limit("the arguments are too long"));
         }
+        if !self.limits.are_possible() {
+            return Err(JobError::Limits);
+        }
         match &self.input {
             Some(Input::Keys(prefix)) if prefix.len() > MAX_KEY_BYTES => {
                 Err(JobError::Limit("the prefix is too long"))
@@ -439,6 +451,7 @@ impl<R: Rpc> Job<R> {
                         _ => found = Some((version, shape)),
                     },
                     Err(WorkError::NoProgram) => drop(without.insert(node)),
+                    Err(WorkError::Program { error, .. }) => return Err(JobError::Program(error)),
                     // It may be there for its tasks.
                     Ok(_) | Err(_) => {}
                 }
@@ -486,9 +499,7 @@ fn named_as(program: &ProgramRef) -> String {
         ProgramRef::Named { name, version } => {
             ProgramName { name: name.clone(), version: *version }.to_string()
         }
-        ProgramRef::Shipped { sha256 } => {
-            sha256.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
-        }
+        ProgramRef::Shipped { sha256 } => hexadecimal(sha256),
     }
 }
 

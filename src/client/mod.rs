@@ -18,6 +18,7 @@ mod outbox;
 mod router;
 mod scan;
 mod session;
+mod shipped;
 mod sort;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub(crate) use dataset::Courier;
 pub use dataset::{Dataset, DatasetError, DatasetReader, DatasetWriter, Placement};
 pub use error::{Error, Outcome};
 pub use lock::{DEFAULT_LEASE, Election, Leader, Leadership, Lock, LockError, LockGuard, RwLock, Semaphore};
+pub use shipped::ShipError;
 pub use sort::{Sort, SortError, SortProgress, SortStage, SortSummary};
 
 use crate::id::{NodeId, PartitionId, SessionId, Version};

@@ -63,6 +63,27 @@ impl Packed {
         Ok(())
     }
 
+    fn append(&mut self, bytes: &[u8], ends: impl Iterator<Item = u32>) -> Result<(), BadBatch> {
+        let (kept, start) = (self.ends.len(), self.bytes.len());
+        if start + bytes.len() > MAX_OUTPUT_BATCH_BYTES {
+            return Err(BadBatch::TooLong);
+        }
+        // Within 32 bits, by the limit above.
+        let start = u32::try_from(start).map_err(|_| BadBatch::TooLong)?;
+        let (mut last, mut is_ascending) = (0, true);
+        self.ends.extend(ends.map(|end| {
+            is_ascending &= last <= end;
+            last = end;
+            start.wrapping_add(end)
+        }));
+        if !is_ascending || last as usize != bytes.len() {
+            self.ends.truncate(kept);
+            return Err(BadBatch::Ends);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
     fn get(&self, at: usize) -> &[u8] {
         let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
         &self.bytes[start..self.ends[at] as usize]
@@ -93,6 +114,14 @@ impl Records {
     /// If there is no room. Nothing was changed then.
     pub fn push(&mut self, record: &[u8]) -> Result<(), BatchFull> {
         self.0.push(record)
+    }
+
+    /// More of them: bytes, and where each record in them ends.
+    ///
+    /// # Errors
+    /// If they do not agree, or there is no room. Nothing was changed then.
+    pub fn append(&mut self, bytes: &[u8], ends: impl Iterator<Item = u32>) -> Result<(), BadBatch> {
+        self.0.append(bytes, ends)
     }
 
     /// All of them.
@@ -152,6 +181,17 @@ impl Pairs {
         }
         self.0.push(key)?;
         self.0.push(value)
+    }
+
+    /// More of them: bytes, and where in them ends each key and, behind it, its value.
+    ///
+    /// # Errors
+    /// If they do not agree, or there is no room. Nothing was changed then.
+    pub fn append(&mut self, bytes: &[u8], ends: impl ExactSizeIterator<Item = u32>) -> Result<(), BadBatch> {
+        if !ends.len().is_multiple_of(2) {
+            return Err(BadBatch::Count);
+        }
+        self.0.append(bytes, ends)
     }
 
     /// All of them: key, value.
@@ -321,6 +361,9 @@ mod tests {
                 prop_assert_eq!(key, wanted);
                 prop_assert!(found.eq(values.iter()));
             }
+            let mut twice = records.clone();
+            twice.append(records.bytes(), records.ends().iter().copied()).unwrap();
+            prop_assert!(twice.iter().eq(records.iter().chain(records.iter())));
             let again = Records::from_parts(records.bytes().to_vec(), records.ends().to_vec());
             prop_assert_eq!(again, Ok(records));
             let again = Pairs::from_parts(pairs.bytes().to_vec(), pairs.ends().to_vec());
@@ -335,6 +378,15 @@ mod tests {
             if let Ok(records) = Records::from_parts(bytes.clone(), ends.clone()) {
                 prop_assert_eq!(records.iter().map(<[u8]>::len).sum::<usize>(), bytes.len());
             }
+            let (mut records, mut pairs) = (Records::default(), Pairs::default());
+            records.push(b"before").unwrap();
+            pairs.push(b"be", b"fore").unwrap();
+            let is_batch = Records::from_parts(bytes.clone(), ends.clone()).is_ok();
+            prop_assert_eq!(records.append(&bytes, ends.iter().copied()).is_ok(), is_batch);
+            let is_batch = is_batch && ends.len().is_multiple_of(2);
+            prop_assert_eq!(pairs.append(&bytes, ends.iter().copied()).is_ok(), is_batch);
+            prop_assert_eq!(records.iter().next(), Some(&b"before"[..]));
+            prop_assert_eq!(pairs.bytes().len(), if is_batch { 6 + bytes.len() } else { 6 });
             if let Ok(pairs) = Pairs::from_parts(bytes.clone(), ends) {
                 prop_assert_eq!(pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>(), bytes.len());
             }

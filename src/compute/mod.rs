@@ -40,8 +40,8 @@ pub use hash::{Partitioning, Ranges};
 pub use map::{MapTask, Mapped, Spills, TABLE_BYTES};
 pub use native::{PairSink, Program, ProgramName, ProgramNameError, RecordSink};
 pub use program::{
-    Executable, Instance, Limits, MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_ERROR_BYTES, MAX_PROGRAM_NAME_BYTES,
-    ProgramError, Shape,
+    Executable, Instance, Limits, MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_COMPONENT_BYTES, MAX_ERROR_BYTES,
+    MAX_MEMORY_BYTES, MAX_PROGRAM_NAME_BYTES, MAX_TIME_MS, ProgramError, Shape,
 };
 pub use ready::sum;
 pub use reduce::reduce;

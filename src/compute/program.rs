@@ -15,6 +15,13 @@ pub const MAX_ARGUMENT_BYTES: usize = 64 * 1024;
 /// Longest text that a program's error has, in bytes; the rest is cut off.
 pub const MAX_ERROR_BYTES: usize = 1024;
 
+/// Most bytes of a component: of shipped code.
+pub const MAX_COMPONENT_BYTES: usize = 8 * 1024 * 1024;
+/// Most memory that an attempt may be granted, in bytes.
+pub const MAX_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
+/// Longest time that an attempt may be granted, in milliseconds.
+pub const MAX_TIME_MS: u64 = 600_000;
+
 /// What a program has beside `map`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Shape {
@@ -37,6 +44,13 @@ pub struct Limits {
     pub time_ms: u64,
     /// Bytes of pairs or records that it hands back, all calls together.
     pub output_bytes: u64,
+}
+
+impl Limits {
+    /// Whether a node grants so much: at most [`MAX_MEMORY_BYTES`] and [`MAX_TIME_MS`].
+    pub fn are_possible(&self) -> bool {
+        self.memory_bytes <= MAX_MEMORY_BYTES && self.time_ms <= MAX_TIME_MS
+    }
 }
 
 impl Default for Limits {
@@ -134,6 +148,9 @@ pub enum ProgramError {
         /// The beginning of the key.
         key: String,
     },
+    /// It came as a component that is no program.
+    #[error("the component is no program: {0}")]
+    Component(String),
 }
 
 impl ProgramError {
@@ -150,6 +167,11 @@ impl ProgramError {
     /// It was stopped.
     pub fn trapped(text: impl fmt::Display) -> Self {
         Self::Trapped(bounded(text))
+    }
+
+    /// It is a component, but no program.
+    pub fn component(text: impl fmt::Display) -> Self {
+        Self::Component(bounded(text))
     }
 
     /// What it handed back makes no sense.

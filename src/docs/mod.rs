@@ -7,6 +7,7 @@
 //! - [`consistency`]: what is promised, the arguments for it, what is assumed, and what is not promised;
 //! - [`protocol`]: what travels, byte by byte as far as it matters, and the bound of everything;
 //! - [`storage`]: what a durable node keeps on its disk: the format, what it rests on, and why this one;
+//! - [`shipped_code`]: programs that come as WebAssembly components: their interface, and what they can do and use;
 //! - [`operations`]: few nodes, what to do when something fails, and how long it takes;
 //! - [`testing`]: each promise, the faults that it was tested under, and what is not promised;
 //! - [`glossary`]: one word, one meaning.
@@ -22,6 +23,9 @@ pub mod protocol {}
 
 #[doc = include_str!("storage.md")]
 pub mod storage {}
+
+#[doc = include_str!("shipped_code.md")]
+pub mod shipped_code {}
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}

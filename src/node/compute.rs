@@ -89,12 +89,15 @@ impl Attempt {
 
 impl Desk {
     /// Whether arguments keep the limits.
-    fn attempt(&self, errand: Errand, stop: CancellationToken) -> Result<Attempt, WorkError> {
+    async fn attempt(&self, errand: Errand, stop: CancellationToken) -> Result<Attempt, WorkError> {
         let bytes: usize = errand.arguments.iter().map(|argument| argument.len()).sum();
-        if errand.arguments.len() > MAX_ARGUMENTS || bytes > MAX_ARGUMENT_BYTES {
+        let is_possible = errand.arguments.len() <= MAX_ARGUMENTS
+            && bytes <= MAX_ARGUMENT_BYTES
+            && errand.limits.are_possible();
+        if !is_possible {
             return Err(WorkError::Limit);
         }
-        let (_, executable) = self.programs.find(&errand.program)?;
+        let (_, executable) = self.programs.find(&errand.program, self).await?;
         Ok(Attempt { executable, errand, stop })
     }
 
@@ -103,7 +106,7 @@ impl Desk {
         // Cancelled when nobody waits for this any more.
         let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
-        let attempt = self.attempt(map.errand, stop)?;
+        let attempt = self.attempt(map.errand, stop).await?;
         if map.ranges == 0 || map.ranges as usize > MAX_RANGES {
             return Err(WorkError::Limit);
         }
@@ -221,7 +224,7 @@ impl Desk {
         // Cancelled when nobody waits for this any more.
         let stop = opened.ended.child_token();
         let _guard = stop.clone().drop_guard();
-        let attempt = self.attempt(range.errand.clone(), stop)?;
+        let attempt = self.attempt(range.errand.clone(), stop).await?;
         let reducing = async {
             let _turn = self.merges.acquire().await.map_err(|_| WorkError::Ended)?;
             self.reduce_range(range, attempt).await

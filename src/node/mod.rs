@@ -23,6 +23,8 @@ mod rendezvous;
 mod repair;
 mod rpc;
 mod runtime;
+#[cfg_attr(not(feature = "wasm"), path = "unshipped.rs")]
+mod shipped;
 mod shuffle;
 // On top of everything else, but it looks into nodes as nobody else does.
 #[cfg(any(test, feature = "sim"))]

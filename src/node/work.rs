@@ -236,10 +236,10 @@ impl Desk {
                 let merge = MergeRange { swarm, job, range, order, format, runs, output, name };
                 self.merge_unless_ended(merge).await
             }
-            WorkRequest::Describe { program } => self
-                .programs
-                .find(&program)
-                .map(|(version, found)| WorkResponse::Described { version, shape: found.shape() }),
+            WorkRequest::Describe { program } => {
+                let found = self.programs.find(&program, self).await;
+                found.map(|(version, found)| WorkResponse::Described { version, shape: found.shape() })
+            }
             WorkRequest::Map { job, task, errand, input, ranges, cut } => {
                 self.map(MapPart { job, task, errand, input, ranges, cut }).await
             }

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -15,8 +14,6 @@ use crate::replication::Write;
 
 /// Batches of so many bytes together are one record, unless a single one is longer.
 const RECORD_BYTES: usize = 4 * 1024 * 1024;
-/// Longest rest between two writes when many have something to write.
-const MAX_GATHER: Duration = Duration::from_millis(1);
 /// What a write takes beside its data, in bytes; a round figure.
 const WRITE_OVERHEAD_BYTES: usize = 64;
 /// What an entry takes beside its data, in bytes; a round figure.
@@ -320,7 +317,6 @@ impl Worker {
         drop(end);
     }
 
-    #[expect(clippy::disallowed_methods, reason = "how long the disk took can only be measured")]
     fn work(&mut self) -> io::Result<()> {
         let mut idle = false;
         loop {
@@ -329,22 +325,12 @@ impl Worker {
                 Turn::Idle => idle = !self.rest()?,
                 Turn::Write(batches) => {
                     idle = false;
-                    let begun = Instant::now();
                     if !self.write(&batches)? {
                         return Ok(());
                     }
-                    self.gather(batches.len(), begun.elapsed());
                     self.maintain()?;
                 }
             }
-        }
-    }
-
-    /// When several batches have shared a write, rests for as long as it took: more of them share the next one. A sync
-    /// costs the processor far more than the record, and those who wait for the disk wait for most of one anyway.
-    fn gather(&self, batches: usize, took: Duration) {
-        if batches > 1 && self.shared.state().phase == Phase::Open {
-            std::thread::sleep(took.min(MAX_GATHER));
         }
     }
 

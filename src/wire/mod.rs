@@ -21,6 +21,7 @@ pub use message::{
     PROTOCOL_VERSION, PartitionStatus, Refusal, Renewal, Renewed, Request, Response, StorageStatus,
     SwarmState, SwarmView,
 };
+pub(crate) use work::hexadecimal;
 pub use work::{
     Cut, Destination, Errand, InputRef, MAX_BLOCK_SAMPLES, MAX_PART_BYTES, MAX_RANGES, MAX_RUNS,
     MAX_TASK_BLOCKS, MAX_TOLD_KEY_BYTES, MAX_TOLD_RANGE_BYTES, MapInput, ProgramRef, RANGE_BLOCKS, RunRef,

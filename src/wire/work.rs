@@ -53,6 +53,11 @@ pub enum ProgramRef {
     },
 }
 
+/// A hash as people see it.
+pub(crate) fn hexadecimal(hash: &[u8]) -> String {
+    hash.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
 /// What a task maps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MapInput {

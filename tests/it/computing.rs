@@ -19,7 +19,7 @@ use super::swarm::{machine, on, settled, start, within};
 /// Time between two looks at something that is to become so.
 const LOOK: Duration = Duration::from_millis(20);
 
-async fn nodes(count: usize, builder: impl Fn() -> NodeBuilder) -> Vec<Node> {
+pub(super) async fn nodes(count: usize, builder: impl Fn() -> NodeBuilder) -> Vec<Node> {
     let mut nodes = Vec::new();
     for _ in 0..count {
         nodes.push(start(builder().replace_after(Duration::from_secs(1))).await);
@@ -28,7 +28,7 @@ async fn nodes(count: usize, builder: impl Fn() -> NodeBuilder) -> Vec<Node> {
     nodes
 }
 
-async fn run<R: Rpc>(job: Job<R>) -> JobSummary {
+pub(super) async fn run<R: Rpc>(job: Job<R>) -> JobSummary {
     within("the job", job.run(|_| {})).await.unwrap()
 }
 
@@ -41,7 +41,7 @@ async fn collect<R: Rpc>(job: Job<R>) -> Vec<String> {
 }
 
 /// Words as `lines` makes them, and spaces instead of some letters.
-fn text(bytes: usize, seed: u64) -> Vec<u8> {
+pub(super) fn text(bytes: usize, seed: u64) -> Vec<u8> {
     lines(bytes, seed).into_iter().map(|byte| if byte > b't' { b' ' } else { byte }).collect()
 }
 
@@ -59,7 +59,7 @@ fn counted(text: &[u8]) -> Vec<String> {
     records
 }
 
-fn sorted_lines(data: &[u8]) -> Vec<String> {
+pub(super) fn sorted_lines(data: &[u8]) -> Vec<String> {
     let mut lines: Vec<String> =
         Format::Lines.records(data).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
     lines.sort();

@@ -19,5 +19,10 @@ mod first_format;
 mod hasty;
 mod lab;
 mod locks;
+#[cfg(feature = "wasm")]
+mod shipping;
 mod sorting;
 mod swarm;
+#[cfg(feature = "wasm")]
+#[path = "../../src/wasm/written.rs"]
+mod written;
