@@ -20,7 +20,7 @@ const MAX_LOOPS: usize = 50;
 const MAX_PARTS: usize = 100;
 
 /// What a function weighs, however short it is: also one between a module and the host.
-const FUNCTION: u64 = 400;
+const FUNCTION: u64 = 1000;
 /// Each byte of it.
 const BYTE: u64 = 2;
 /// Each block and branch.
