@@ -3,6 +3,7 @@
 mod etcd;
 mod failover;
 mod load;
+mod nats;
 mod peer;
 mod redis_cluster;
 mod redlock;
@@ -12,6 +13,7 @@ mod scaling;
 mod servers;
 mod setup;
 mod table;
+mod zookeeper;
 
 use std::process::ExitCode;
 

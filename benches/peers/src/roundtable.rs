@@ -144,14 +144,14 @@ impl Roundtable {
         failover::measure(cli, || servers.kill(&name(0))).await
     }
 
-    pub(crate) async fn fill(&mut self, keys: usize) -> Result<()> {
+    pub(crate) async fn fill(&mut self, keys: usize) -> Result<usize> {
         // It writes every key once before it reads.
         let mut bench = command(&self.binary, &self.runtime_dir);
         bench.args(["bench", "--op", "get", "--clients", "1", "--seconds", "1", "--keep"]);
         bench.args(["--value-size", &VALUE_BYTES.to_string(), "--keys", &keys.to_string()]);
         let answer = tokio::process::Command::from(bench).kill_on_drop(true).output().await?;
         ensure!(answer.status.success(), "roundtable bench: {}", String::from_utf8_lossy(&answer.stdout));
-        Ok(())
+        Ok(keys)
     }
 
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
