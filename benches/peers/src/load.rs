@@ -123,6 +123,7 @@ pub(crate) async fn measure<C: Client>(
     if task.op == Op::Get {
         clients = write_keys(clients, KEYS).await?;
     }
+    let fsyncs_before = servers.fsyncs()?;
     let server_before = servers.cpu()?;
     let client_before = own_cpu();
     let start = Instant::now();
@@ -143,6 +144,7 @@ pub(crate) async fn measure<C: Client>(
     let client_cpu = own_cpu().saturating_sub(client_before).as_secs_f64();
     servers.check()?;
     let server_cpu = servers.cpu()?.saturating_sub(server_before).as_secs_f64();
+    let fsyncs = servers.fsyncs()?.zip(fsyncs_before).map(|(after, before)| after - before);
     if all.latencies.is_empty() {
         return Err(all.first_error.unwrap_or_else(|| anyhow!("no operation ended")));
     }
@@ -161,7 +163,7 @@ pub(crate) async fn measure<C: Client>(
         failed: all.failed,
         server_cpu,
         client_cpu,
-        fsyncs: None,
+        fsyncs,
     })
 }
 

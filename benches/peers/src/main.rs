@@ -131,7 +131,7 @@ async fn count_fsyncs(setup: &Setup, peer: Peer, results: &mut Results) -> Resul
     let mut running = peer.start(setup, Some(&setup.strace)).await?;
     for clients in &setup.clients {
         let task = Task { op: Op::Put, clients: *clients, duration: setup.duration() };
-        let sample = running.measure_fsyncs(task).await?;
+        let sample = running.measure(task).await?;
         eprintln!("  {clients} clients: {:?} fsyncs, {} puts", sample.fsyncs, sample.operations);
         results.add_traced(peer, *clients, sample);
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use async_nats::ConnectOptions;
-use async_nats::jetstream::kv::{Config, Store};
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::kv::Store;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKind};
 use bytes::Bytes;
 use tokio::time::timeout;
 
@@ -97,9 +97,20 @@ impl Nats {
 
 /// Makes the bucket if it is not there. Nobody, until all its replicas are there.
 async fn leader_of_bucket(url: &str) -> Result<Option<String>> {
-    let config = Config { bucket: BUCKET.to_owned(), num_replicas: SERVERS, ..Config::default() };
-    let bucket = connect(url).await?.create_key_value(config).await?;
-    let cluster = bucket.stream.get_info().await?.cluster.context("no cluster")?;
+    // What `create_key_value` makes; it insists on answers that came with NATS 2.10.
+    let config = Config {
+        name: format!("KV_{BUCKET}"),
+        subjects: vec![format!("$KV.{BUCKET}.>")],
+        num_replicas: SERVERS,
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        ..Config::default()
+    };
+    let stream = connect(url).await?.create_stream(config).await?;
+    let cluster = stream.get_info().await?.cluster.context("no cluster")?;
     let others = cluster.replicas.iter().filter(|replica| replica.current).count();
     Ok(cluster.leader.filter(|_| others == SERVERS - 1))
 }

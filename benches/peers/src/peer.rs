@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::etcd::Etcd;
 use crate::failover::Outage;
-use crate::load::{Op, Sample, Task};
+use crate::load::{Sample, Task};
 use crate::nats::Nats;
 use crate::redis_cluster::{Connections, Durability, RedisCluster};
 use crate::redlock::Redlock;
@@ -212,7 +212,7 @@ impl Running {
         })
     }
 
-    /// Takes one measurement.
+    /// Takes one measurement, and counts the fsyncs in it if it was started to be traced.
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
         match self {
             Self::Etcd(etcd) => etcd.measure(task).await,
@@ -234,15 +234,6 @@ impl Running {
             Self::Redlock(_) => bail!("Redlock has no leader"),
             Self::Roundtable(roundtable) => roundtable.fail().await,
         }
-    }
-
-    /// Takes one measurement, and counts the fsyncs in it. Only for what was started to be traced.
-    pub(crate) async fn measure_fsyncs(&mut self, task: Task) -> Result<Sample> {
-        debug_assert_eq!(task.op, Op::Put);
-        let before = self.servers().fsyncs()?;
-        let mut sample = self.measure(task).await?;
-        sample.fsyncs = Some(self.servers().fsyncs()? - before);
-        Ok(sample)
     }
 
     fn servers(&self) -> &Servers {

@@ -180,6 +180,7 @@ impl Roundtable {
         // With `--keep` it ends when the clock stops, so the end of its measurement is the end of the process.
         bench.arg("--keep").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
+        let fsyncs_before = self.servers.fsyncs()?;
         let mut bench = bench.spawn().context("cannot start roundtable bench")?;
         let deadline = Instant::now() + task.duration + GRACE;
         let mut looks = Vec::new();
@@ -218,7 +219,7 @@ impl Roundtable {
             failed: report.failed + report.missing,
             server_cpu: server_cpu.as_secs_f64(),
             client_cpu: client_cpu.as_secs_f64(),
-            fsyncs: None,
+            fsyncs: self.servers.fsyncs()?.zip(fsyncs_before).map(|(after, before)| after - before),
         })
     }
 }
