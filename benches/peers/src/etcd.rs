@@ -10,7 +10,7 @@ use etcd_client::{Channel, KvClient, LockClient, LockOptions};
 use tonic::transport::Endpoint;
 
 use crate::failover::{self, Connect, Outage};
-use crate::load::{Client, FILLERS, Missing, Op, Sample, Step, Task, measure, write_keys};
+use crate::load::{Client, FILLERS, Missing, Op, Sample, Step, Task, fill, measure};
 use crate::servers::{Servers, free_ports};
 use crate::setup::Setup;
 
@@ -84,9 +84,9 @@ impl Etcd {
         failover::measure(AnyMember { urls: self.urls.clone() }, || servers.kill(&name(self.leader))).await
     }
 
-    pub(crate) async fn fill(&mut self, keys: usize) -> Result<()> {
+    pub(crate) async fn fill(&mut self, keys: usize) -> Result<usize> {
         let clients = self.clients(FILLERS, None).await?;
-        write_keys(clients, keys).await.map(drop)
+        fill(clients, keys).await
     }
 
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {

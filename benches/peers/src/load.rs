@@ -28,6 +28,8 @@ const LEAST_NANOS: u64 = 1_000;
 const MOST_NANOS: u64 = 120_000_000_000;
 /// Three significant digits.
 const DIGITS: u8 = 3;
+/// Many keys are written for no longer than this: what is slow has fewer then.
+const FILL_WITHIN: Duration = Duration::from_secs(180);
 /// A measurement that takes this much longer than it should has failed.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -121,6 +123,7 @@ pub(crate) async fn measure<C: Client>(
     if task.op == Op::Get {
         clients = write_keys(clients, KEYS).await?;
     }
+    let fsyncs_before = servers.fsyncs()?;
     let server_before = servers.cpu()?;
     let client_before = own_cpu();
     let start = Instant::now();
@@ -141,6 +144,7 @@ pub(crate) async fn measure<C: Client>(
     let client_cpu = own_cpu().saturating_sub(client_before).as_secs_f64();
     servers.check()?;
     let server_cpu = servers.cpu()?.saturating_sub(server_before).as_secs_f64();
+    let fsyncs = servers.fsyncs()?.zip(fsyncs_before).map(|(after, before)| after - before);
     if all.latencies.is_empty() {
         return Err(all.first_error.unwrap_or_else(|| anyhow!("no operation ended")));
     }
@@ -159,30 +163,50 @@ pub(crate) async fn measure<C: Client>(
         failed: all.failed,
         server_cpu,
         client_cpu,
-        fsyncs: None,
+        fsyncs,
     })
 }
 
-/// Writes `keys` keys once each.
+/// Writes `keys` keys once each, and gives the clients back.
 pub(crate) async fn write_keys<C: Client>(clients: Vec<C>, keys: usize) -> Result<Vec<C>> {
+    Ok(write_before(clients, keys, None).await?.0)
+}
+
+/// Writes `keys` keys once each, or as many as there is time for, and says how many.
+pub(crate) async fn fill<C: Client>(clients: Vec<C>, keys: usize) -> Result<usize> {
+    Ok(write_before(clients, keys, Some(Instant::now() + FILL_WITHIN)).await?.1)
+}
+
+async fn write_before<C: Client>(
+    clients: Vec<C>,
+    keys: usize,
+    end: Option<Instant>,
+) -> Result<(Vec<C>, usize)> {
     let every = clients.len();
     let mut loops = JoinSet::new();
     for (number, mut client) in clients.into_iter().enumerate() {
         loops.spawn(async move {
             let mut rng = StdRng::seed_from_u64(number as u64);
             let mut value = [0; VALUE_BYTES];
+            let mut written = 0;
             for key in (number..keys).step_by(every) {
+                if end.is_some_and(|end| Instant::now() >= end) {
+                    break;
+                }
                 rng.fill_bytes(&mut value);
                 client.step(Step::Put { key: &key_name(key), value: &value }).await?;
+                written += 1;
             }
-            Ok::<C, anyhow::Error>(client)
+            Ok::<_, anyhow::Error>((client, written))
         });
     }
-    let mut back = Vec::with_capacity(every);
+    let (mut back, mut written) = (Vec::with_capacity(every), 0);
     while let Some(client) = loops.join_next().await {
-        back.push(client?.context("writing the keys")?);
+        let (client, count) = client?.context("writing the keys")?;
+        back.push(client);
+        written += count;
     }
-    Ok(back)
+    Ok((back, written))
 }
 
 async fn closed_loop<C: Client>(mut client: C, number: usize, op: Op, end: Instant) -> Result<Tally> {

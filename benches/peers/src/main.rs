@@ -3,6 +3,7 @@
 mod etcd;
 mod failover;
 mod load;
+mod nats;
 mod peer;
 mod redis_cluster;
 mod redlock;
@@ -12,6 +13,7 @@ mod scaling;
 mod servers;
 mod setup;
 mod table;
+mod zookeeper;
 
 use std::process::ExitCode;
 
@@ -129,7 +131,7 @@ async fn count_fsyncs(setup: &Setup, peer: Peer, results: &mut Results) -> Resul
     let mut running = peer.start(setup, Some(&setup.strace)).await?;
     for clients in &setup.clients {
         let task = Task { op: Op::Put, clients: *clients, duration: setup.duration() };
-        let sample = running.measure_fsyncs(task).await?;
+        let sample = running.measure(task).await?;
         eprintln!("  {clients} clients: {:?} fsyncs, {} puts", sample.fsyncs, sample.operations);
         results.add_traced(peer, *clients, sample);
     }

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::failover::{self, Connect, Outage};
-use crate::load::{Client, FILLERS, Missing, Sample, Step, Task, measure, write_keys};
+use crate::load::{Client, FILLERS, Missing, Sample, Step, Task, fill, measure};
 use crate::resp::{Connection, Reply, command};
 use crate::servers::{Servers, free_ports};
 use crate::setup::Setup;
@@ -108,9 +108,9 @@ impl RedisCluster {
         failover::measure(AnyServer { ports: self.ports.clone() }, || servers.kill(&victim)).await
     }
 
-    pub(crate) async fn fill(&mut self, keys: usize) -> Result<()> {
+    pub(crate) async fn fill(&mut self, keys: usize) -> Result<usize> {
         let clients = self.own_clients(FILLERS).await?;
-        write_keys(clients, keys).await.map(drop)
+        fill(clients, keys).await
     }
 
     async fn own_clients(&self, count: usize) -> Result<Vec<OwnClient>> {

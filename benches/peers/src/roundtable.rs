@@ -144,14 +144,14 @@ impl Roundtable {
         failover::measure(cli, || servers.kill(&name(0))).await
     }
 
-    pub(crate) async fn fill(&mut self, keys: usize) -> Result<()> {
+    pub(crate) async fn fill(&mut self, keys: usize) -> Result<usize> {
         // It writes every key once before it reads.
         let mut bench = command(&self.binary, &self.runtime_dir);
         bench.args(["bench", "--op", "get", "--clients", "1", "--seconds", "1", "--keep"]);
         bench.args(["--value-size", &VALUE_BYTES.to_string(), "--keys", &keys.to_string()]);
         let answer = tokio::process::Command::from(bench).kill_on_drop(true).output().await?;
         ensure!(answer.status.success(), "roundtable bench: {}", String::from_utf8_lossy(&answer.stdout));
-        Ok(())
+        Ok(keys)
     }
 
     pub(crate) async fn measure(&mut self, task: Task) -> Result<Sample> {
@@ -180,6 +180,7 @@ impl Roundtable {
         // With `--keep` it ends when the clock stops, so the end of its measurement is the end of the process.
         bench.arg("--keep").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
+        let fsyncs_before = self.servers.fsyncs()?;
         let mut bench = bench.spawn().context("cannot start roundtable bench")?;
         let deadline = Instant::now() + task.duration + GRACE;
         let mut looks = Vec::new();
@@ -218,7 +219,7 @@ impl Roundtable {
             failed: report.failed + report.missing,
             server_cpu: server_cpu.as_secs_f64(),
             client_cpu: client_cpu.as_secs_f64(),
-            fsyncs: None,
+            fsyncs: self.servers.fsyncs()?.zip(fsyncs_before).map(|(after, before)| after - before),
         })
     }
 }

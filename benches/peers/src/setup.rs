@@ -1,13 +1,15 @@
 //! What a run is told: where the programs are, and what to measure.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 
 use crate::peer::Peer;
+use crate::{roundtable, zookeeper};
 
 /// Measures Roundtable beside what its users would otherwise pick, in one run, and prints tables.
 #[derive(Debug, Clone, Parser)]
@@ -61,8 +63,23 @@ pub(crate) struct Setup {
     pub(crate) redis_cli: PathBuf,
     #[arg(long, env = "PEERS_ETCD", hide = true)]
     pub(crate) etcd: PathBuf,
+    #[arg(long, env = "PEERS_NATS_SERVER", hide = true)]
+    pub(crate) nats_server: PathBuf,
+    #[arg(long, env = "PEERS_JAVA", hide = true)]
+    java: Option<PathBuf>,
+    /// ZooKeeper's classes, with colons
+    #[arg(long, env = "PEERS_ZOOKEEPER", hide = true)]
+    zookeeper: Option<OsString>,
     #[arg(long, env = "PEERS_STRACE", hide = true)]
     pub(crate) strace: PathBuf,
+}
+
+/// What a server in Java is started with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Java<'a> {
+    pub(crate) program: &'a Path,
+    /// Where its classes are.
+    pub(crate) classes: &'a OsStr,
 }
 
 /// Keys in idle mode when it must be quick.
@@ -92,14 +109,31 @@ impl Setup {
         let mut peers = Vec::new();
         let asked = if self.peers.is_empty() { Peer::value_variants() } else { &self.peers };
         for peer in asked.iter().filter(|peer| peer.does(mode)) {
-            if *peer == Peer::RoundtableDisk && !crate::roundtable::keeps_data(self)? {
-                ensure!(self.peers.is_empty(), "this build of roundtable has no --data-dir");
-                eprintln!("{} is left out: this build of roundtable has no --data-dir", peer.label());
-                continue;
+            match self.can_run(*peer) {
+                Ok(()) => peers.push(*peer),
+                Err(error) if self.peers.is_empty() => eprintln!("{} is left out: {error:#}", peer.label()),
+                Err(error) => return Err(error),
             }
-            peers.push(*peer);
         }
         Ok(peers)
+    }
+
+    fn can_run(&self, peer: Peer) -> Result<()> {
+        match peer {
+            Peer::RoundtableDisk if !roundtable::keeps_data(self)? => {
+                bail!("this build of roundtable has no --data-dir")
+            }
+            Peer::ZooKeeper => self.zookeeper().map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// What ZooKeeper is started with.
+    pub(crate) fn zookeeper(&self) -> Result<Java<'_>> {
+        Ok(Java {
+            program: self.java.as_deref().context("there is no java")?,
+            classes: self.zookeeper.as_deref().context("ZooKeeper's classes are not there")?,
+        })
     }
 
     /// How long each measurement takes; whole seconds.
@@ -129,13 +163,16 @@ impl Setup {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split_whitespace().next().unwrap_or("?").to_owned();
         let mut versions = Vec::new();
-        for program in [&self.roundtable, &self.redis_server, &self.etcd] {
+        for program in [&self.roundtable, &self.redis_server, &self.etcd, &self.nats_server] {
             let output = Command::new(program).arg("--version").output();
             let output = output.with_context(|| format!("cannot start {}", program.display()))?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let line = text.lines().next().unwrap_or_default().to_owned();
             // `Redis server v=7.0.15 sha=...`: what follows tells nothing.
             versions.push(line.split(" sha=").next().unwrap_or_default().to_owned());
+        }
+        if let Ok(java) = self.zookeeper() {
+            versions.push(zookeeper::version(java)?);
         }
         Ok(format!(
             "{cores} cores shared by all servers and the load generator, Linux {}, load before {load}; {}. \
