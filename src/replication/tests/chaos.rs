@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 
 const KEYS: u8 = 4;
 /// Seeds that every run of the tests goes through.
-const SEEDS: u64 = 80;
+const SEEDS: u64 = 240;
 /// Client sessions; each has several writes under way.
 const SESSIONS: u128 = 3;
 /// And those that once found something, before there were sessions: a replica without state was made a voter.
