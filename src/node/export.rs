@@ -48,7 +48,7 @@ impl Exports {
     /// Notes that an export of about `bytes` will be made for this request. `false`: there is no room.
     pub(super) fn want(&mut self, tag: u64, bytes: usize, now: Timestamp) -> bool {
         while !self.has_room(bytes) {
-            let idle = self.due.first().filter(|(due, _)| *due <= now + (EXPORT_TTL - EXPORT_IDLE));
+            let idle = self.due.first().filter(|(due, _)| *due + EXPORT_IDLE <= now + EXPORT_TTL);
             let Some((_, name)) = idle.copied() else { return false };
             self.remove(name);
         }

@@ -19,6 +19,7 @@ use roundtable::net::Ticket;
 use roundtable::wire::PROTOCOL_VERSION;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 /// Longest that the other end may take for a step.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,6 +42,8 @@ pub(super) struct Raw {
     them: NodeId,
     /// Substreams that are to be opened.
     wanted: mpsc::Sender<Wish>,
+    /// Works while this is there.
+    _driving: JoinSet<()>,
 }
 
 /// One end of an admission exchange, as the other hears it.
@@ -75,8 +78,9 @@ impl Raw {
         let node = |peer: &libp2p::PeerId| NodeId::from_peer_id_bytes(&peer.to_bytes()).expect("a node");
         let (us, them) = (node(&keypair.public().to_peer_id()), node(&peer));
         let (wanted, wishes) = mpsc::channel(1);
-        tokio::spawn(drive(muxer, wishes));
-        Ok(Self { us, them, wanted })
+        let mut driving = JoinSet::new();
+        driving.spawn(drive(muxer, wishes));
+        Ok(Self { us, them, wanted, _driving: driving })
     }
 
     /// Opens a substream and agrees on its protocol.

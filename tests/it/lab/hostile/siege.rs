@@ -70,7 +70,7 @@ impl Siege {
         });
         let addresses = addresses.collect();
         let members = lab.members(0).expect("it answers");
-        let load = lab.load(0, &[text.clone()], 8, Work::Mixed);
+        let load = lab.load(0, std::slice::from_ref(&text), 8, Work::Mixed);
         let mut siege = Self {
             runtime: Runtime::new().expect("a runtime"),
             ticket: text.parse().expect("a ticket"),
