@@ -10,6 +10,7 @@
 //! - [`shipped_code`]: programs that come as WebAssembly components: their interface, and what they can do and use;
 //! - [`operations`]: few nodes, what to do when something fails, and how long it takes;
 //! - [`testing`]: each promise, the faults that it was tested under, and what is not promised;
+//! - [`performance`]: what an operation costs and where that goes, how it grows, and what the defaults rest on;
 //! - [`glossary`]: one word, one meaning.
 
 #[doc = include_str!("architecture.md")]
@@ -32,6 +33,9 @@ pub mod operations {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("performance.md")]
+pub mod performance {}
 
 #[doc = include_str!("glossary.md")]
 pub mod glossary {}
