@@ -7,12 +7,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
 use super::connect::Client;
 use super::data::{bar, copy_in, copy_out, interrupted, open};
 use super::exit::{Code, Failure};
 use super::partial::Partial;
+use super::render::{Output, note};
 use crate::dataset::Format;
 
 /// Where records come from and go to.
@@ -22,6 +24,17 @@ pub(super) enum Place {
     File(PathBuf),
     /// Standard input or output.
     Pipe,
+}
+
+impl Place {
+    /// Tells what was done, when the output is there: beside it, where it went through a pipe.
+    pub(super) fn tell(&self, output: Output, text: String, json: Value) -> Result<(), Failure> {
+        if *self == Self::Pipe {
+            note(&if output.json() { json.to_string() } else { text });
+            return Ok(());
+        }
+        Ok(output.answer(|| text, || json)?)
+    }
 }
 
 /// The datasets that are there while a job runs.
@@ -115,6 +128,13 @@ pub(super) fn place_output(output: Option<&OsString>, input: &Place) -> Place {
 
 /// Fetches what was made, unless it is to stay a dataset.
 pub(super) async fn fetch(client: &Client, name: &[u8], to: &Place) -> Result<(), Failure> {
+    tokio::select! {
+        fetched = fetch_whole(client, name, to) => fetched,
+        _ = tokio::signal::ctrl_c() => Err(interrupted()),
+    }
+}
+
+async fn fetch_whole(client: &Client, name: &[u8], to: &Place) -> Result<(), Failure> {
     match to {
         Place::Dataset(_) => {}
         Place::File(file) => {

@@ -13,7 +13,7 @@ use super::connect::{Target, connect};
 use super::data::{interrupted, summary_json};
 use super::exit::{Code, Failure};
 use super::place::{Place, Temporary, fetch, place_input, place_output};
-use super::render::{Output, note};
+use super::render::Output;
 use super::units;
 use crate::client::{Job, JobError, JobProgress, JobStage, JobSummary, ShipError};
 use crate::compute::{Limits, MAX_COMPONENT_BYTES};
@@ -108,23 +108,14 @@ impl Run {
             };
             temporary.put(client, &input, self.records).await?;
             let summary = self.compute(job, temporary.read(&input), into.clone()).await?;
-            tokio::select! {
-                fetched = fetch(client, &into, &to) => fetched?,
-                _ = tokio::signal::ctrl_c() => return Err(interrupted()),
-            }
+            fetch(client, &into, &to).await?;
             Ok(summary)
         };
-        let result = result.await;
+        let result: Result<_, Failure> = result.await;
         temporary.remove(client).await;
         let summary = result?;
         let json = json(&summary, start.elapsed().as_secs_f64());
-        let text = text(&summary, start);
-        if to == Place::Pipe {
-            note(&if output.json() { json.to_string() } else { text });
-        } else {
-            output.answer(|| text, || json)?;
-        }
-        Ok(())
+        to.tell(output, text(&summary, start), json)
     }
 
     /// With all that was said of it.

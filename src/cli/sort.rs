@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::connect::{Client, Target, connect};
 use super::data::{interrupted, summary_json};
 use super::exit::{Code, Failure};
-use super::place::{Place, Temporary, fetch, place_input, place_output};
-use super::render::{Output, note};
+use super::place::{Temporary, fetch, place_input, place_output};
+use super::render::Output;
 use super::units;
 use crate::client::{SortError, SortProgress, SortStage, SortSummary};
 use crate::dataset::Format;
@@ -44,23 +44,14 @@ impl Sort {
         let result = async {
             temporary.put(client, &input, self.records).await?;
             let summary = self.sort(client, &from, &into).await?;
-            tokio::select! {
-                fetched = fetch(client, &into, &to) => fetched?,
-                _ = tokio::signal::ctrl_c() => return Err(interrupted()),
-            }
+            fetch(client, &into, &to).await?;
             Ok(summary)
         };
-        let result = result.await;
+        let result: Result<_, Failure> = result.await;
         temporary.remove(client).await;
         let summary = result?;
         let json = json(&summary, start.elapsed().as_secs_f64());
-        let text = text(&summary, start);
-        if to == Place::Pipe {
-            note(&if output.json() { json.to_string() } else { text });
-        } else {
-            output.answer(|| text, || json)?;
-        }
-        Ok(())
+        to.tell(output, text(&summary, start), json)
     }
 
     async fn sort(&self, client: &Client, from: &[u8], into: &[u8]) -> Result<SortSummary, Failure> {
