@@ -13,7 +13,7 @@ use roundtable::node::{Node, NodeBuilder, StartError, Visitor};
 use roundtable::wire::{Rpc, Site, WorkError};
 
 use super::datasets::{get, lines, put};
-use super::sorting::roundtable;
+use super::sorting::{fits_again_and_again, roundtable};
 use super::swarm::{machine, on, settled, start, within};
 
 /// Time between two looks at something that is to become so.
@@ -366,19 +366,7 @@ async fn a_job_that_is_broken_off_leaves_nothing() {
     }
     job.cancel().await;
     // What it took of the room is given back, and so is the processor: the same fits again and again.
-    for round in 0..4 {
-        let again = async {
-            loop {
-                let name = format!("copy {round}");
-                let mut writer = client.dataset(name.as_str()).create(Format::Lines).await.unwrap();
-                if writer.write(&data).await.is_ok() && writer.finish().await.is_ok() {
-                    break client.dataset(name.as_str()).remove().await.unwrap();
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        assert!(within("there is room", again).await);
-    }
+    fits_again_and_again(&client, &data).await;
     assert_eq!(collect(client.job("count").input("lines")).await.len(), 1);
     let left: Vec<_> = client.datasets().try_collect().await.unwrap();
     assert_eq!(left.len(), 1);
