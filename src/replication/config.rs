@@ -40,7 +40,7 @@ impl Default for DriverConfig {
     fn default() -> Self {
         Self {
             tick: Duration::from_millis(50),
-            heartbeat: Duration::from_millis(250),
+            heartbeat: Duration::from_millis(400),
             election_min: Duration::from_secs(1),
             election_max: Duration::from_secs(2),
             lease: Duration::from_millis(150),

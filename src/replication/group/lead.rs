@@ -38,8 +38,10 @@ pub(super) struct Lead {
     pub(super) watchers: BTreeMap<Vec<u8>, Vec<(u64, Watch)>>,
     pub(super) watcher_count: usize,
     pub(super) advancing: bool,
-    /// What was committed at the last tick: followers have been told of it.
+    /// What was committed when followers were last told how far that is.
     pub(super) told: u64,
+    /// How much of that all of them had, that are linked: of more than it has, nobody can be told.
+    pub(super) told_all: u64,
     pub(super) joint_since: Option<Timestamp>,
     pub(super) retired: BTreeMap<ReplicaId, (NodeId, Timestamp)>,
     /// Replicas whose nodes say that they have lost what they had promised to keep.
@@ -66,6 +68,7 @@ impl Lead {
             watcher_count: 0,
             advancing: false,
             told: 0,
+            told_all: 0,
             joint_since: None,
             retired: BTreeMap::new(),
             lost: BTreeSet::new(),

@@ -216,11 +216,20 @@ impl Group {
         }
     }
 
-    /// Whether this replica leads and more is committed than at the last tick. A message of its own for every commit
-    /// would double what the groups say; followers apply a tick later what no further entry told them of.
-    fn has_more_committed(&mut self) -> bool {
+    /// Whether this replica leads, and followers can be told of more that is committed than at the last tick. A message
+    /// of its own for every commit would double what the groups say; followers apply a tick later what no further entry
+    /// told them of.
+    fn has_more_committed(&mut self, shared: &Shared) -> bool {
         let committed = self.raw.raft.raft_log.committed;
-        self.lead.as_mut().is_some_and(|lead| std::mem::replace(&mut lead.told, committed) < committed)
+        let linked = |id: u64| self.node_of(ReplicaId(id)).is_some_and(|node| shared.linked.contains(&node));
+        let followers = self.raw.raft.prs().iter().filter(|(id, _)| linked(**id));
+        let by_all =
+            followers.map(|(_, progress)| progress.matched.min(committed)).min().unwrap_or(committed);
+        let Some(lead) = &mut self.lead else { return false };
+        let more = lead.told < committed || lead.told_all < by_all;
+        lead.told = committed;
+        lead.told_all = by_all;
+        more
     }
 
     fn end_lead(&mut self, stepped_down: bool, shared: &mut Shared) {
@@ -272,7 +281,7 @@ impl Group {
         let beat = u64::try_from(shared.config.heartbeat.as_millis()).unwrap_or(u64::MAX);
         let soon = lead.stamp.0.saturating_add(beat);
         waits
-            || lead.told < self.raw.raft.raft_log.committed
+            || lead.told_all < self.raw.raft.raft_log.committed
             || lead.round.is_some()
             || lead.transfer_until.is_some()
             || !lead.retired.is_empty()
@@ -301,7 +310,7 @@ impl Group {
         // Who heard of its leader meanwhile counts from then on.
         let since = if leads { shared.config.heartbeat } else { now.since(self.heard_at) };
         let passed = passed.min(shared.config.ticks(since));
-        if beat || self.has_more_committed() {
+        if self.has_more_committed(shared) || beat {
             self.raw.ping();
         }
         if leads || now >= self.promise_until {

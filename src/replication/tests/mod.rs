@@ -102,12 +102,14 @@ fn three_nodes_replicate() {
 
 #[test]
 fn followers_apply_within_a_tick_what_no_further_entry_tells_them_of() {
-    let (mut sim, nodes) = cluster(1, 1, 3);
-    for number in 1..=20u8 {
-        sim.put(nodes[0], P, &[number], b"value");
-        sim.run(DriverConfig::default().tick + ms(5));
-        for node in &nodes {
-            assert_eq!(sim.driver(*node).state(P).unwrap().len(), usize::from(number));
+    for seed in 0..20 {
+        let (mut sim, nodes) = cluster(seed, 1, 3);
+        for number in 1..=20u8 {
+            sim.put(nodes[0], P, &[number], b"value");
+            sim.run(DriverConfig::default().tick + ms(5));
+            for node in &nodes {
+                assert_eq!(sim.driver(*node).state(P).unwrap().len(), usize::from(number));
+            }
         }
     }
 }
@@ -369,8 +371,9 @@ fn a_leader_that_lost_its_quorum_silently_answers_what_it_knows() {
     let (mut sim, nodes) = cluster(1, 1, 3);
     sim.keep_outcomes = true;
     sim.run(ms(500));
-    for other in [nodes[1], nodes[2]] {
-        sim.blocked.insert((nodes[0], other));
+    // Nor do the others reach each other, so that nobody follows it.
+    for (from, to) in [(0, 1), (0, 2), (1, 2), (2, 1)] {
+        sim.blocked.insert((nodes[from], nodes[to]));
     }
     sim.run(ms(200));
     let puts: Vec<_> = (0..5000).map(|_| sim.put(nodes[0], P, b"key", b"value")).collect();
@@ -674,9 +677,9 @@ fn idle_groups_share_frames() {
     sim.run(ms(10_000));
     for other in [nodes[1], nodes[2]] {
         let frames = &sim.frames[&(nodes[0], other)];
-        assert!(frames.len() <= 62, "{}", frames.len());
+        assert!(frames.len() <= 40, "{}", frames.len());
         // Now and then the core adds its own.
-        assert!(frames.iter().filter(|frame| frame.len() == 64).count() >= 30);
+        assert!(frames.iter().filter(|frame| frame.len() == 64).count() >= 20);
     }
 }
 
