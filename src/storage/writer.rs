@@ -127,6 +127,8 @@ pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) stored: Stored,
     pub(super) findings: Vec<Finding>,
+    /// There was no room for the first record of this process.
+    pub(super) full: bool,
 }
 
 fn segment_name(number: u64) -> String {
@@ -205,20 +207,23 @@ impl Writer {
             stats,
         };
         let harmed = !replay.findings.iter().all(Finding::is_harmless);
-        writer.begin(&names, begun, harmed).map_err(io)?;
-        Ok(Opened { writer, stored: replay.stored, findings: replay.findings })
+        let full = writer.begin(&names, begun, harmed).map_err(io)?;
+        Ok(Opened { writer, stored: replay.stored, findings: replay.findings, full })
     }
 
-    /// The first records of this process, and away with what nothing names.
-    fn begin(&mut self, names: &[String], begun: bool, harmed: bool) -> io::Result<()> {
+    /// The first records of this process, and away with what nothing names. Whether there was no room for the records.
+    fn begin(&mut self, names: &[String], begun: bool, harmed: bool) -> io::Result<bool> {
         self.index.take_obsolete();
         self.index.summary.log = self.log;
         let new = self.current.offset == 0;
-        match self.seal() {
+        let full = match self.seal() {
             // Nothing new would be said: a full disk does not keep anybody from reading.
-            Err(Trouble::Full(_)) if begun && !harmed => {}
-            result => result.map_err(Trouble::into_error)?,
-        }
+            Err(Trouble::Full(_)) if begun && !harmed => true,
+            result => {
+                result.map_err(Trouble::into_error)?;
+                false
+            }
+        };
         if new {
             self.current.begin = self.current.offset;
             self.current.based = true;
@@ -241,7 +246,7 @@ impl Writer {
                 self.spare = Some(self.disk.open(&self.path.join(name))?.size()?);
             }
         }
-        Ok(())
+        Ok(full)
     }
 
     /// Keeps the batches, whole and together. When it returns, they are on the disk.
