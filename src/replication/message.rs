@@ -165,6 +165,14 @@ pub struct LogEntry {
     pub context: Bytes,
 }
 
+impl LogEntry {
+    /// The same, with bytes of its own.
+    pub(super) fn unshared(&self) -> Self {
+        let own = Bytes::copy_from_slice;
+        Self { data: own(&self.data), context: own(&self.context), ..*self }
+    }
+}
+
 /// A piece of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotChunk {

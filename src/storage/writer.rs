@@ -735,12 +735,14 @@ impl<'a> Reader<'a> {
     fn states(&mut self, replay: &mut Replay) -> io::Result<()> {
         let outlines = replay.index.summary.replicas.clone();
         for (partition, outline) in outlines {
+            // Of its own: it is what becomes of the file, and a segment's would be far too long.
+            self.buffer = Vec::new();
             let Some(meant) = outline.state else {
                 continue;
             };
             let name = meant.name(partition, outline.replica);
             let state = match self.read(&name, &mut replay.findings) {
-                Ok(()) => read_state(&self.buffer, &meant, partition, outline.replica),
+                Ok(()) => read_state(std::mem::take(&mut self.buffer), &meant, partition, outline.replica),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error),
             };
@@ -758,16 +760,17 @@ impl<'a> Reader<'a> {
 }
 
 fn read_state(
-    file: &[u8],
+    mut file: Vec<u8>,
     meant: &StateFile,
     partition: PartitionId,
     replica: ReplicaId,
 ) -> Option<StoredState> {
-    let (description, data) = format::read_state(file, meant)?;
+    let (description, data) = format::read_state(&file, meant)?;
     let is_it = (description.partition, description.replica) == (partition, replica)
         && (description.index, description.term) == (meant.index, meant.term);
     let header = description.header.to_vec();
-    is_it.then(|| StoredState { index: meant.index, term: meant.term, header, data: file[data..].to_vec() })
+    file.drain(..data);
+    is_it.then_some(StoredState { index: meant.index, term: meant.term, header, data: file })
 }
 
 /// Whether an error says that the medium is bad, and not that something is in the way.

@@ -123,6 +123,23 @@ async fn what_was_persisted_is_there_again() {
 }
 
 #[tokio::test]
+async fn entries_that_are_read_lie_one_behind_the_other() {
+    let (_disk, dir) = in_memory();
+    let (store, _) = open(&dir);
+    for batch in 0..10 {
+        store.submit(batch + 1, vec![append(3, 5 * batch + 1, 5)]).unwrap();
+    }
+    persisted(&store, 10).await;
+    drop(store);
+    let (_store, recovered) = open(&dir);
+    let entries = &recovered.stored.replicas[&PartitionId(3)].entries;
+    let places = entries.iter().map(|entry| entry.data.as_ptr_range());
+    let places: Vec<_> = places.collect();
+    assert_eq!(places.len(), 50);
+    assert!(places.windows(2).all(|pair| pair[0].end == pair[1].start));
+}
+
+#[tokio::test]
 async fn a_record_that_was_not_finished_is_cut_off() {
     let (disk, dir) = in_memory();
     let (store, _) = open(&dir);
