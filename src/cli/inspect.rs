@@ -494,7 +494,7 @@ impl Stalled {
 }
 
 fn storage_text(storage: &StorageStatus) -> String {
-    let full = if storage.full { "; FULL: writes are refused, reads go on" } else { "" };
+    let full = if storage.full { "; FULL: takes no writes, serves reads" } else { "" };
     format!(
         "{}: log {}, states {}, {} syncs{full}",
         storage.path,

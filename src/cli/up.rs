@@ -201,7 +201,7 @@ impl Story {
             ),
             NodeEvent::StorageFinding { finding } => format!("on the disk: {finding}"),
             NodeEvent::StorageFull => {
-                "the disk is full: writes to the partitions that this node leads are refused, reads go on"
+                "the disk is full: others with room take the writes, if they are a majority; reads go on"
                     .to_owned()
             }
             NodeEvent::StorageRoom => "the disk has room again: writes go on".to_owned(),

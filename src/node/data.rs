@@ -6,11 +6,13 @@
 //! occurs; a swarm without any data and without anybody known in it was never really entered, and is forgotten.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
 use super::swarm::Remembered;
 use crate::codec::{decode, encode};
@@ -31,6 +33,11 @@ const SWARM_FILE: &str = "swarm";
 const INCARNATIONS_PER_LIFE: u64 = 1 << 32;
 /// Lives are counted no further; it would take a restart every second for a century.
 const MAX_LIVES: u64 = (1 << 31) - 1;
+/// How soon a small file is tried again that there was no room for.
+const SAVE_AGAIN: Duration = Duration::from_millis(500);
+/// Room that a node needs to begin in a swarm, in bytes: the beginning of its log, its reserve, and something to go on
+/// with.
+const BEGIN_ROOM_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The directory, and the store of the swarm that the node is in.
 #[derive(Debug)]
@@ -43,10 +50,15 @@ pub(super) struct Data {
     backlog: VecDeque<(u64, Vec<Write>)>,
     /// Partitions whose state the store wants.
     wanted: BTreeSet<PartitionId>,
+    /// Whether it was told that the disk is full.
     full: bool,
+    /// Whether the store says so.
+    store_full: bool,
     /// Writes the swarm's file when members change; one at a time.
     saving: JoinSet<Result<(), FileError>>,
     unsaved: bool,
+    /// There was no room for the swarm's file: when it is tried again.
+    save_at: Option<Instant>,
 }
 
 /// What is kept of the swarm beside its data.
@@ -104,6 +116,18 @@ pub enum DataError {
     /// The store of the swarm.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no room for what a node writes before it is anything.
+    #[error(
+        "no room in {}: free at least {} MiB there and start again; nothing was changed",
+        path.display(),
+        bytes / (1024 * 1024)
+    )]
+    Full {
+        /// The directory.
+        path: PathBuf,
+        /// How much it takes.
+        bytes: u64,
+    },
     /// A file that says something else than such a file says.
     #[error("{path}: not what this version writes there")]
     Contents {
@@ -113,8 +137,12 @@ pub enum DataError {
 }
 
 impl Data {
-    /// Opens a directory and reads all that is in it. Blocks.
+    /// Opens a directory and reads all that is in it. Blocks. A full disk keeps nobody from going on in its swarm.
     pub(super) fn open(path: &Path, progress: impl FnMut(Progress)) -> Result<Found, DataError> {
+        Self::read(path, progress).map_err(|error| error.or_full(path))
+    }
+
+    fn read(path: &Path, progress: impl FnMut(Progress)) -> Result<Found, DataError> {
         let dir = DataDir::open(path)?;
         let mut data = Self {
             dir,
@@ -124,20 +152,28 @@ impl Data {
             backlog: VecDeque::new(),
             wanted: BTreeSet::new(),
             full: false,
+            store_full: false,
             saving: JoinSet::new(),
             unsaved: false,
+            save_at: None,
         };
         let identity = data.identity()?;
         let Some(mut file) = data.load_swarm()? else {
             return Ok(Found { data, identity, swarm: None });
         };
         file.lives = (file.lives + 1).min(MAX_LIVES);
-        data.save(Some(&file))?;
+        match data.save(&file) {
+            // The next life may have the same number: that only takes the others a moment longer to tell apart.
+            Err(error) if error.is_full() => data.save_later(),
+            result => result?,
+        }
         let (store, recovered) = Store::open(&data.dir, file.swarm, data.config.clone(), progress)?;
         if recovered.stored.replicas.is_empty() && file.members.is_empty() && recovered.findings.is_empty() {
             drop(store);
             data.dir.remove_swarm(file.swarm)?;
-            data.save(None)?;
+            data.dir.forget(SWARM_FILE)?;
+            data.save_at = None;
+            data.unsaved = false;
             return Ok(Found { data, identity, swarm: None });
         }
         let partitions = PartitionCount::new(file.partitions).map_err(|_| data.odd(SWARM_FILE))?;
@@ -179,8 +215,8 @@ impl Data {
         }
     }
 
-    fn save(&self, file: Option<&SwarmFile>) -> Result<(), FileError> {
-        self.dir.save(SWARM_FILE, &encode(&file))
+    fn save(&self, file: &SwarmFile) -> Result<(), FileError> {
+        self.dir.save(SWARM_FILE, &encode(&Some(file)))
     }
 
     fn odd(&self, name: &str) -> DataError {
@@ -203,8 +239,10 @@ impl Data {
             lives: 1,
             members: Vec::new(),
         };
-        self.save(Some(&file))?;
-        let (store, _) = Store::open(&self.dir, swarm, self.config.clone(), |_| {})?;
+        let full = |error: DataError| error.or_full(self.dir.path());
+        self.save(&file).map_err(|error| full(error.into()))?;
+        let (store, _) =
+            Store::open(&self.dir, swarm, self.config.clone(), |_| {}).map_err(|error| full(error.into()))?;
         self.swarm = Some(file);
         self.store = Some(store);
         Ok(())
@@ -218,11 +256,13 @@ impl Data {
         self.wanted.clear();
         self.saving.abort_all();
         self.unsaved = false;
+        self.save_at = None;
+        self.store_full = false;
         let Some(file) = self.swarm.take() else { return Ok(()) };
-        self.save(None)?;
+        self.dir.forget(SWARM_FILE)?;
         self.dir.remove_swarm(file.swarm)?;
         if identity {
-            self.dir.save(IDENTITY_FILE, &[])?;
+            self.dir.forget(IDENTITY_FILE)?;
         }
         Ok(())
     }
@@ -239,11 +279,31 @@ impl Data {
     }
 
     fn save_soon(&mut self) {
-        if self.unsaved && self.saving.is_empty() {
+        let is_time = self.save_at.is_none_or(|at| Instant::now() >= at);
+        if self.unsaved && is_time && self.saving.is_empty() {
             self.unsaved = false;
             let (dir, file) = (self.dir.clone(), encode(&self.swarm));
             self.saving.spawn_blocking(move || dir.save(SWARM_FILE, &file));
         }
+    }
+
+    /// There is no room for the swarm's file. The one that is there is as good as after a crash.
+    fn save_later(&mut self) {
+        self.unsaved = true;
+        self.save_at = Some(Instant::now() + SAVE_AGAIN);
+    }
+
+    /// The swarm's file was written, or not.
+    fn saved(&mut self, result: Result<Result<(), FileError>, JoinError>) -> Result<(), FileError> {
+        match result {
+            Ok(Err(error)) if error.is_full() => self.save_later(),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(())) => self.save_at = None,
+            // Nobody wants it any more.
+            Err(_) => {}
+        }
+        self.save_soon();
+        Ok(())
     }
 
     /// Keeps a batch.
@@ -272,21 +332,35 @@ impl Data {
     /// What has happened on the disk.
     pub(super) async fn next_event(&mut self) -> Event {
         loop {
-            let store = self.store.as_ref();
+            let full = self.store_full || self.save_at.is_some();
+            if std::mem::replace(&mut self.full, full) != full {
+                return if full { Event::Full } else { Event::Room };
+            }
+            let (store, save_at) = (self.store.as_ref(), self.save_at.filter(|_| self.saving.is_empty()));
             let event = async {
                 match store {
                     Some(store) => store.next_event().await,
                     None => std::future::pending().await,
                 }
             };
+            let save_again = async {
+                match save_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                event = event => return event,
+                event = event => match event {
+                    Event::Full => self.store_full = true,
+                    Event::Room => self.store_full = false,
+                    event => return event,
+                },
                 Some(saved) = self.saving.join_next() => {
-                    if let Ok(Err(error)) = saved {
+                    if let Err(error) = self.saved(saved) {
                         return Event::Failed(Arc::new(std::io::Error::other(error)));
                     }
-                    self.save_soon();
                 }
+                () = save_again => self.save_soon(),
             }
         }
     }
@@ -295,10 +369,8 @@ impl Data {
     pub(super) fn note(&mut self, event: &Event) {
         match event {
             Event::Persisted(_) => self.submit(),
-            Event::Full => self.full = true,
-            Event::Room => self.full = false,
             Event::WantState(partitions) => self.wanted.extend(partitions),
-            Event::Failed(_) => {}
+            Event::Full | Event::Room | Event::Failed(_) => {}
         }
     }
 
@@ -337,5 +409,23 @@ impl Data {
                 tracing::warn!(%error, "the members known last are not kept");
             }
         }
+        if let Some(file) = self.swarm.as_ref().filter(|_| self.unsaved)
+            && let Err(error) = self.save(file)
+        {
+            tracing::warn!(%error, "the members known last are not kept");
+        }
+    }
+}
+
+impl DataError {
+    /// If there is no room: that, and how much it takes.
+    fn or_full(self, path: &Path) -> Self {
+        let needed = match &self {
+            Self::Open(error) if error.is_full() => BEGIN_ROOM_BYTES,
+            Self::File(error) if error.is_full() => BEGIN_ROOM_BYTES,
+            Self::Store(error) if error.is_full() => BEGIN_ROOM_BYTES,
+            _ => return self,
+        };
+        Self::Full { path: path.to_owned(), bytes: needed }
     }
 }

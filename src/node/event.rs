@@ -27,7 +27,8 @@ pub enum NodeEvent {
         /// The partitions.
         partitions: Vec<PartitionId>,
     },
-    /// The disk is full: writes to the partitions that this node leads are refused, reads go on.
+    /// The disk is full: what this node leads goes to others with room, if they are a majority; else writes to it are
+    /// refused. Reads go on.
     StorageFull,
     /// The disk has room again.
     StorageRoom,

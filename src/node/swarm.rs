@@ -898,7 +898,11 @@ impl Swarm {
                 |node: &NodeId| group.progress.iter().any(|replica| replica.lost && replica.node == *node);
             let targets = self.ring.replicas(partition).iter().copied().filter(|node| !is_lost(node));
             let targets: Vec<_> = targets.collect();
-            let stays = |node| self.linked.contains(&node) && !self.others_stopping.contains(&node);
+            // Who has no room can take nothing in, and must not lead.
+            let is_full =
+                |node: NodeId| group.progress.iter().any(|replica| replica.full && replica.node == node);
+            let stays =
+                |node| self.linked.contains(&node) && !self.others_stopping.contains(&node) && !is_full(node);
             let step = next_step(self.me, &view, &targets, stays);
             unsettled |= step.is_some() || !view.learners.is_empty();
             let base = group.config;
@@ -926,9 +930,9 @@ impl Swarm {
 
     fn transfer(&mut self, partition: PartitionId, to: NodeId, now: Timestamp) {
         let last = self.transferred.get(&partition).copied();
-        if last.is_none_or(|last| now >= last + TRANSFER_INTERVAL) {
+        if last.is_none_or(|last| now >= last + TRANSFER_INTERVAL) && self.driver.transfer(partition, to, now)
+        {
             self.transferred.insert(partition, now);
-            self.driver.transfer(partition, to, now);
         }
     }
 

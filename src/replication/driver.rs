@@ -117,9 +117,20 @@ impl Driver {
         }
     }
 
-    /// Whether the disk is full: then nothing is proposed here, and reads go on.
+    /// Whether the disk is full: then nothing is proposed here, and reads go on. What is led here is handed over to
+    /// those that have room, if they are a majority.
     pub fn set_full(&mut self, full: bool) {
-        self.shared.full = full;
+        let now = self.shared.now;
+        self.shared.full_since = full.then(|| self.shared.full_since.unwrap_or(now));
+        if full {
+            for partition in self.led() {
+                self.with(partition, Group::seek_relief);
+            }
+        }
+    }
+
+    fn led(&self) -> Vec<PartitionId> {
+        self.groups.iter().filter(|(_, group)| group.is_leader()).map(|(partition, _)| *partition).collect()
     }
 
     /// The partitions whose replica on this node has lost something.
@@ -312,7 +323,7 @@ impl Driver {
         }
     }
 
-    fn receive_one(&mut self, from: NodeId, message: GroupMessage) {
+    fn receive_one(&mut self, from: NodeId, mut message: GroupMessage) {
         let partition = message.partition;
         if partition.0 >= self.partitions {
             self.shared.dropped += 1;
@@ -328,7 +339,7 @@ impl Driver {
             return;
         }
         let to = message.to;
-        if self.shared.full && message.body.brings_data() {
+        if self.shared.is_full() && !message.body.leave_data() {
             // No room for it now; it is sent again.
             return;
         }
@@ -440,8 +451,8 @@ impl Driver {
             .unwrap_or(Err(ChangeError::NotLeader))
     }
 
-    /// Hands the leadership of a group to its voter on `to`, if that is linked and has caught up. Whether that
-    /// was begun; proposals are refused until it is done or called off, after half a second.
+    /// Hands the leadership of a group to its voter on `to`, if that is linked, has caught up, and says that its
+    /// disk has room. Whether that was begun; proposals are refused until it is done or called off, after half a second.
     pub fn transfer(&mut self, partition: PartitionId, to: NodeId, now: Timestamp) -> bool {
         self.advance_to(now);
         self.with(partition, |group, shared| group.transfer(to, shared)).unwrap_or(false)
@@ -451,12 +462,7 @@ impl Driver {
     /// How many were begun.
     pub fn hand_over(&mut self, stopping: &BTreeSet<NodeId>, now: Timestamp) -> usize {
         self.advance_to(now);
-        let led: Vec<_> = self
-            .groups
-            .iter()
-            .filter(|(_, group)| group.is_leader())
-            .map(|(partition, _)| *partition)
-            .collect();
+        let led = self.led();
         let mut hand_over = |partition: &PartitionId| {
             self.with(*partition, |group, shared| group.hand_over(stopping, shared)).unwrap_or(false)
         };

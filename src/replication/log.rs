@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
@@ -140,6 +141,15 @@ impl Log {
                 self.bytes -= bytes_of(&entry);
                 self.truncated = (entry.index, entry.term);
             }
+        }
+    }
+
+    /// Lets each entry have its bytes for itself: those that were read from a disk share them with entries that are
+    /// gone by now.
+    pub(super) fn unshare(&mut self) {
+        for entry in &mut self.entries {
+            entry.data = Bytes::copy_from_slice(&entry.data);
+            entry.context = Bytes::copy_from_slice(&entry.context);
         }
     }
 

@@ -80,13 +80,15 @@ pub enum Body {
 }
 
 impl Body {
-    /// Whether it brings entries or a piece of a state: what takes room on a disk.
-    pub(super) fn brings_data(&self) -> bool {
+    /// Leaves away what takes room on a disk: all entries from the first on that is not empty. (A new leader's first
+    /// entry is: without it nobody could read.) Whether anything is left: of a piece of a state nothing.
+    pub(super) fn leave_data(&mut self) -> bool {
         match self {
-            Self::Raft(message) => !message.entries.is_empty(),
-            Self::SnapshotChunk(_) => true,
-            Self::SnapshotAck(_) | Self::Inquiry | Self::Retired | Self::Lost => false,
+            Self::Raft(message) => message.leave_data(),
+            Self::SnapshotChunk(_) => return false,
+            Self::SnapshotAck(_) | Self::Inquiry | Self::Retired | Self::Lost => {}
         }
+        true
     }
 }
 
@@ -105,7 +107,7 @@ pub struct RaftMessage {
     pub commit: u64,
     /// The term of the entry at `commit`.
     pub commit_term: u64,
-    /// Refused.
+    /// Refused. Of a heartbeat's answer: the disk is full, and no entries are taken.
     pub reject: bool,
     /// Where the refusing replica would match.
     pub reject_hint: u64,
@@ -115,6 +117,15 @@ pub struct RaftMessage {
     /// The entries at `index + 1` and following. At most [`MAX_MESSAGE_ENTRIES`].
     #[serde(deserialize_with = "at_most::<_, _, MAX_MESSAGE_ENTRIES>")]
     pub entries: Vec<LogEntry>,
+}
+
+impl RaftMessage {
+    /// The same of one message.
+    pub(super) fn leave_data(&mut self) {
+        let is_empty = |entry: &LogEntry| entry.data.is_empty() && entry.context.is_empty();
+        let empty = self.entries.iter().take_while(|entry| is_empty(entry)).count();
+        self.entries.truncate(empty);
+    }
 }
 
 /// The kinds of Raft messages that travel. Those that Raft sends to itself, forwarded proposals and reads, and
@@ -152,6 +163,14 @@ pub struct LogEntry {
     pub data: Bytes,
     /// Of a configuration change: which.
     pub context: Bytes,
+}
+
+impl LogEntry {
+    /// The same, with bytes of its own.
+    pub(super) fn unshared(&self) -> Self {
+        let own = Bytes::copy_from_slice;
+        Self { data: own(&self.data), context: own(&self.context), ..*self }
+    }
 }
 
 /// A piece of a snapshot.

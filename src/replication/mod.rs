@@ -314,4 +314,6 @@ pub struct ReplicaProgress {
     pub caught_up: bool,
     /// Whether its node says that it has lost what it had promised to keep: it must be replaced.
     pub lost: bool,
+    /// Whether its disk is full, or was lately: it takes no entries, and no leadership is given to it.
+    pub full: bool,
 }

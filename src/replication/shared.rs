@@ -29,8 +29,8 @@ pub(super) struct Shared {
     pub(super) outgoing: usize,
     pub(super) incoming: usize,
     pub(super) dropped: u64,
-    /// Whether the disk is full: nothing new is proposed.
-    pub(super) full: bool,
+    /// Since when the disk is full: see `group::room`.
+    pub(super) full_since: Option<Timestamp>,
     /// What this turn wants kept, and the number of the batch that it will travel in.
     writes: Vec<Write>,
     batch: u64,
@@ -58,7 +58,7 @@ impl Shared {
             outgoing: 0,
             incoming: 0,
             dropped: 0,
-            full: false,
+            full_since: None,
             writes: Vec::new(),
             batch: 1,
             persisted: 0,
@@ -67,6 +67,11 @@ impl Shared {
             #[cfg(any(test, feature = "sim"))]
             observed: super::Observed::default(),
         }
+    }
+
+    /// Whether the disk is full.
+    pub(super) fn is_full(&self) -> bool {
+        self.full_since.is_some()
     }
 
     pub(super) fn send(&mut self, to: NodeId, message: GroupMessage) {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::disk::{Disk, File, Lock, RealDisk};
+use super::disk::{Disk, File, Lock, RealDisk, is_full};
 use super::format;
 use crate::id::SwarmId;
 
@@ -125,6 +125,20 @@ impl DataDir {
         load(&*self.inner.disk, &self.inner.path.join(name))
     }
 
+    /// Removes a small file, which needs no room: afterwards it was never kept. It is not an error if it is not there.
+    ///
+    /// # Errors
+    /// If the disk fails, or the name is not a plain one. It may or may not be there then.
+    pub fn forget(&self, name: &str) -> Result<(), FileError> {
+        check(name)?;
+        let path = self.inner.path.join(name);
+        let removed = match self.inner.disk.remove(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.and_then(|()| self.inner.disk.sync_dir(&self.inner.path)),
+        };
+        removed.map_err(|source| FileError::Io { path, source })
+    }
+
     /// The swarms whose data is here.
     ///
     /// # Errors
@@ -189,9 +203,15 @@ pub(super) fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Vec<u8>>, File
 /// Puts a small file in the place of what had its name, durably and at once.
 pub(super) fn replace(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = dir.join(format!("{name}{UNFINISHED}"));
-    let file = disk.create(&unfinished)?;
-    file.write_all_at(bytes, 0)?;
-    file.sync()?;
+    let written = disk.create(&unfinished).and_then(|file| {
+        file.write_all_at(bytes, 0)?;
+        file.sync()
+    });
+    if written.as_ref().is_err_and(is_full) {
+        // What there is of it takes room from others. It goes with the next start at the latest.
+        let _ = disk.remove(&unfinished);
+    }
+    written?;
     disk.rename(&unfinished, &dir.join(name))?;
     disk.sync_dir(dir)
 }
@@ -260,6 +280,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether there was no room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+}
+
 /// Why a small file was not kept or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -281,4 +308,11 @@ pub enum FileError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl FileError {
+    /// Whether there was no room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
 }

@@ -193,14 +193,10 @@ impl<'a> From<&'a LogEntry> for Entry<'a> {
     }
 }
 
-impl From<&Entry<'_>> for LogEntry {
-    fn from(entry: &Entry<'_>) -> Self {
-        Self {
-            term: entry.term,
-            config: entry.config,
-            data: Bytes::copy_from_slice(entry.data),
-            context: Bytes::copy_from_slice(entry.context),
-        }
+impl Entry<'_> {
+    /// The entry as the driver knows it; `keep` keeps its parts.
+    pub(super) fn kept(&self, mut keep: impl FnMut(&[u8]) -> Bytes) -> LogEntry {
+        LogEntry { term: self.term, config: self.config, data: keep(self.data), context: keep(self.context) }
     }
 }
 

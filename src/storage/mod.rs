@@ -129,3 +129,14 @@ pub enum StoreError {
         source: io::Error,
     },
 }
+
+impl StoreError {
+    /// Whether there was no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Forgotten { .. } => false,
+            Self::File(error) => error.is_full(),
+            Self::Io { source, .. } => disk::is_full(source),
+        }
+    }
+}

@@ -13,11 +13,15 @@
 //! lost something is known again from there on, and what is *unproven* are its entries up to there; those that
 //! were not read are held open by placeholders. If a later state covers them all, nothing is missing; otherwise
 //! the replica is damaged.
+//!
+//! **Memory.** Most of the entries that are read are gone as soon as they are applied, while the state that they are
+//! applied to grows and stays. So they are not allocated one by one, between what stays, but in a few large
+//! [`Arena`]s, which an allocator takes from the system each by itself and gives back as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::format::{self, Data, End, Item, Kind, Outline, Record, Summary};
 use super::index::Index;
@@ -138,6 +142,28 @@ pub(super) struct Replay {
     behind: Option<(u64, u64)>,
     /// Of a replica that lost something: up to which index its entries are not proven to be its last.
     unproven: BTreeMap<PartitionId, u64>,
+    arena: Arena,
+}
+
+/// Bytes of an arena: more than what any allocator keeps for itself (glibc: 32 MiB). What is not used of it is never
+/// touched, and takes no memory.
+const ARENA_BYTES: usize = 64 * 1024 * 1024;
+
+/// Where the entries that are read are put, one behind the other. It lives as long as any of them.
+#[derive(Debug, Default)]
+struct Arena(BytesMut);
+
+impl Arena {
+    fn keep(&mut self, bytes: &[u8]) -> Bytes {
+        if bytes.is_empty() {
+            return Bytes::new();
+        }
+        if self.0.capacity() < bytes.len() {
+            self.0 = BytesMut::with_capacity(ARENA_BYTES.max(bytes.len()));
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.split().freeze()
+    }
 }
 
 /// Where the sound part of a segment ends.
@@ -163,6 +189,7 @@ impl Replay {
             promised: None,
             behind: None,
             unproven: BTreeMap::new(),
+            arena: Arena::default(),
         }
     }
 
@@ -260,7 +287,7 @@ impl Replay {
             let partition = item.partition();
             let before = self.stored.replicas.get(&partition).map(|replica| replica.replica);
             // A write that does not fit has marked its replica as damaged.
-            let _gap = self.stored.apply(to_write(item));
+            let _gap = self.stored.apply(to_write(item, &mut self.arena));
             self.index.apply(item, segment);
             if self.stored.replicas.get(&partition).map(|replica| replica.replica) != before {
                 self.unproven.remove(&partition);
@@ -387,13 +414,13 @@ fn unread(index: u64, term: u64) -> StoredState {
     StoredState { index, term, header: Vec::new(), data: Vec::new() }
 }
 
-fn to_write(item: &Item<'_>) -> Write {
+fn to_write(item: &Item<'_>, arena: &mut Arena) -> Write {
     match item {
         Item::Append { partition, replica, first, entries } => Write::Append {
             partition: *partition,
             replica: *replica,
             first: *first,
-            entries: entries.iter().map(LogEntry::from).collect(),
+            entries: entries.iter().map(|entry| entry.kept(|bytes| arena.keep(bytes))).collect(),
         },
         Item::HardState { partition, replica, term, vote, commit } => Write::HardState {
             partition: *partition,

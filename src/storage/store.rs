@@ -131,10 +131,15 @@ impl Store {
         mut progress: impl FnMut(Progress),
     ) -> Result<(Self, Recovered), StoreError> {
         let path = dir.swarm_path(swarm);
-        let Opened { writer, stored, findings } =
+        let Opened { writer, stored, findings, full } =
             Writer::open(dir.disk(), &path, config.clone(), rand::random(), &mut progress)?;
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { stats: writer.stats(), ..State::default() }),
+            state: Mutex::new(State {
+                stats: writer.stats(),
+                full,
+                news: News { full: full.then_some(true), ..News::default() },
+                ..State::default()
+            }),
             work: Condvar::new(),
             event: Notify::new(),
             ended: Notify::new(),

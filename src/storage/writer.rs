@@ -127,6 +127,8 @@ pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) stored: Stored,
     pub(super) findings: Vec<Finding>,
+    /// There was no room for the first record of this process.
+    pub(super) full: bool,
 }
 
 fn segment_name(number: u64) -> String {
@@ -205,20 +207,23 @@ impl Writer {
             stats,
         };
         let harmed = !replay.findings.iter().all(Finding::is_harmless);
-        writer.begin(&names, begun, harmed).map_err(io)?;
-        Ok(Opened { writer, stored: replay.stored, findings: replay.findings })
+        let full = writer.begin(&names, begun, harmed).map_err(io)?;
+        Ok(Opened { writer, stored: replay.stored, findings: replay.findings, full })
     }
 
-    /// The first records of this process, and away with what nothing names.
-    fn begin(&mut self, names: &[String], begun: bool, harmed: bool) -> io::Result<()> {
+    /// The first records of this process, and away with what nothing names. Whether there was no room for the records.
+    fn begin(&mut self, names: &[String], begun: bool, harmed: bool) -> io::Result<bool> {
         self.index.take_obsolete();
         self.index.summary.log = self.log;
         let new = self.current.offset == 0;
-        match self.seal() {
+        let full = match self.seal() {
             // Nothing new would be said: a full disk does not keep anybody from reading.
-            Err(Trouble::Full(_)) if begun && !harmed => {}
-            result => result.map_err(Trouble::into_error)?,
-        }
+            Err(Trouble::Full(_)) if begun && !harmed => true,
+            result => {
+                result.map_err(Trouble::into_error)?;
+                false
+            }
+        };
         if new {
             self.current.begin = self.current.offset;
             self.current.based = true;
@@ -241,7 +246,7 @@ impl Writer {
                 self.spare = Some(self.disk.open(&self.path.join(name))?.size()?);
             }
         }
-        Ok(())
+        Ok(full)
     }
 
     /// Keeps the batches, whole and together. When it returns, they are on the disk.
@@ -730,12 +735,14 @@ impl<'a> Reader<'a> {
     fn states(&mut self, replay: &mut Replay) -> io::Result<()> {
         let outlines = replay.index.summary.replicas.clone();
         for (partition, outline) in outlines {
+            // Of its own: it is what becomes of the file, and a segment's would be far too long.
+            self.buffer = Vec::new();
             let Some(meant) = outline.state else {
                 continue;
             };
             let name = meant.name(partition, outline.replica);
             let state = match self.read(&name, &mut replay.findings) {
-                Ok(()) => read_state(&self.buffer, &meant, partition, outline.replica),
+                Ok(()) => read_state(std::mem::take(&mut self.buffer), &meant, partition, outline.replica),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error),
             };
@@ -753,16 +760,17 @@ impl<'a> Reader<'a> {
 }
 
 fn read_state(
-    file: &[u8],
+    mut file: Vec<u8>,
     meant: &StateFile,
     partition: PartitionId,
     replica: ReplicaId,
 ) -> Option<StoredState> {
-    let (description, data) = format::read_state(file, meant)?;
+    let (description, data) = format::read_state(&file, meant)?;
     let is_it = (description.partition, description.replica) == (partition, replica)
         && (description.index, description.term) == (meant.index, meant.term);
     let header = description.header.to_vec();
-    is_it.then(|| StoredState { index: meant.index, term: meant.term, header, data: file[data..].to_vec() })
+    file.drain(..data);
+    is_it.then_some(StoredState { index: meant.index, term: meant.term, header, data: file })
 }
 
 /// Whether an error says that the medium is bad, and not that something is in the way.

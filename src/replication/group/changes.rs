@@ -10,6 +10,7 @@
 //! is over; if the leader died at that moment, they could need its vote for ever. Whoever takes part in deciding
 //! the second change has heard of the end of the first.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -183,6 +184,7 @@ impl Group {
             if let Some(lead) = &mut self.lead {
                 lead.heard.remove(&id);
                 lead.lost.remove(&id);
+                lead.room.remove(&id);
             }
             if self.outgoing.remove(&id).is_some() {
                 shared.outgoing -= 1;
@@ -198,12 +200,18 @@ impl Group {
         }
     }
 
-    /// Hands leadership to the replica on `to`. Whether that was begun.
+    /// Hands leadership to the replica on `to`, unless its disk is or was full lately. Whether that was begun.
     pub(in crate::replication) fn transfer(&mut self, to: NodeId, shared: &mut Shared) -> bool {
         self.observe(shared);
         let Some(id) = self.roster.replica_on(to) else {
             return false;
         };
+        self.may_lead(id, shared) && self.hand_to(id, shared)
+    }
+
+    /// Hands leadership to a voter that has caught up. Whether that was begun.
+    pub(super) fn hand_to(&mut self, id: ReplicaId, shared: &mut Shared) -> bool {
+        self.observe(shared);
         if !self.is_leader()
             || id == self.id
             || self.raw.raft.lead_transferee.is_some()
@@ -231,21 +239,25 @@ impl Group {
         self.raw.raft.abort_leader_transfer();
     }
 
-    /// Hands leadership to whoever is best placed and not among those `stopping`. Whether that was begun.
+    /// Hands leadership to whoever is best placed and not among those `stopping`; to a full disk if there is none
+    /// with room, for that still serves reads. Whether that was begun.
     pub(in crate::replication) fn hand_over(
         &mut self,
         stopping: &BTreeSet<NodeId>,
         shared: &mut Shared,
     ) -> bool {
-        let mut candidates: Vec<(u64, ReplicaId, NodeId)> = self
+        let mut candidates: Vec<(bool, Reverse<u64>, ReplicaId)> = self
             .roster
             .replicas
             .iter()
             .filter(|(id, node)| self.voting.voters.contains(&id.0) && !stopping.contains(node))
-            .filter_map(|(id, node)| Some((self.raw.raft.prs().get(id.0)?.matched, *id, *node)))
+            .filter_map(|(id, _)| {
+                let matched = self.raw.raft.prs().get(id.0)?.matched;
+                Some((self.is_full(*id), Reverse(matched), *id))
+            })
             .collect();
-        candidates.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
-        candidates.into_iter().any(|(_, _, node)| self.transfer(node, shared))
+        candidates.sort_unstable();
+        candidates.into_iter().any(|(_, _, id)| self.hand_to(id, shared))
     }
 
     /// A replica that nobody leads asks whether the group still counts it in.

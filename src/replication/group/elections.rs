@@ -16,7 +16,7 @@ use rand::RngExt;
 use super::{Group, Shared};
 use crate::id::{NodeId, ReplicaId};
 use crate::replication::config::Voting;
-use crate::replication::{Output, Refusal};
+use crate::replication::{DriverConfig, Output, Refusal};
 
 /// First and longest pause between campaigns of a leaderless group whose quorum is linked.
 const CAMPAIGN_RETRY: Duration = Duration::from_millis(100);
@@ -70,13 +70,14 @@ impl Group {
         }
     }
 
-    /// Place among the voters that may take over, in the order of their ids.
+    /// Place among the voters that may take over, in the order of their ids; behind all of them if the disk is full.
     fn rank(&self, shared: &Shared) -> u32 {
         let before = self.voting.voters.iter().filter(|id| {
             **id < self.id.0
                 && self.node_of(ReplicaId(**id)).is_some_and(|node| shared.linked.contains(&node))
         });
-        u32::try_from(before.count()).unwrap_or(u32::MAX)
+        let last = if shared.is_full() { self.voting.voters.len() } else { 0 };
+        u32::try_from(before.count() + last).unwrap_or(u32::MAX)
     }
 
     /// There is no leader to be heard: campaign once the promise has passed, unless a better placed survivor
@@ -129,10 +130,13 @@ impl Group {
     }
 
     pub(super) fn draw_election_timeout(&mut self, shared: &mut Shared) {
-        let config = &shared.config;
-        let min = config.ticks(config.election_min).max(2);
-        let max = config.ticks(config.election_max).max(min + 1);
+        let (min, max) = election_bounds(&shared.config);
         self.election_ticks = shared.rng.random_range(min..max);
+    }
+
+    /// How many ticks of silence it takes until this replica campaigns: as many as may be if the disk is full.
+    pub(super) fn election_ticks(&self, shared: &Shared) -> usize {
+        if shared.is_full() { election_bounds(&shared.config).1 - 1 } else { self.election_ticks }
     }
 
     /// The leader was heard: for the length of a lease, no other one is supported.
@@ -161,4 +165,10 @@ impl Group {
             self.settle(shared);
         }
     }
+}
+
+/// Fewest ticks of silence before a campaign, and a tick more than most.
+pub(super) fn election_bounds(config: &DriverConfig) -> (usize, usize) {
+    let min = config.ticks(config.election_min).max(2);
+    (min, config.ticks(config.election_max).max(min + 1))
 }

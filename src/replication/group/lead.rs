@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::reads::{Read, Round};
+use super::room::Room;
 use super::{Group, Shared};
 use crate::id::{NodeId, ReplicaId};
 use crate::replication::convert;
@@ -48,6 +49,12 @@ pub(super) struct Lead {
     pub(super) lost: BTreeSet<ReplicaId>,
     /// When each follower answered last.
     pub(super) heard: BTreeMap<ReplicaId, Timestamp>,
+    /// What each follower said of its disk with its last answer to a heartbeat.
+    pub(super) room: BTreeMap<ReplicaId, Room>,
+    /// Who was offered the leadership because the disk is full here, in this round.
+    pub(super) offered: BTreeSet<ReplicaId>,
+    /// When the next round begins.
+    pub(super) relief_at: Timestamp,
 }
 
 impl Lead {
@@ -73,6 +80,9 @@ impl Lead {
             retired: BTreeMap::new(),
             lost: BTreeSet::new(),
             heard: BTreeMap::new(),
+            room: BTreeMap::new(),
+            offered: BTreeSet::new(),
+            relief_at: now,
         }
     }
 }
@@ -88,6 +98,7 @@ impl Group {
         if self.lead.as_ref().is_some_and(|lead| lead.transfer_until.is_some_and(|until| now >= until)) {
             self.call_off_transfer();
         }
+        self.seek_relief(shared);
         let Some(lead) = &mut self.lead else {
             return;
         };

@@ -131,7 +131,7 @@ impl Group {
             && (self.initialised || message.index > 0)
     }
 
-    fn step(&mut self, from: ReplicaId, message: RaftMessage, shared: &mut Shared) -> bool {
+    fn step(&mut self, from: ReplicaId, mut message: RaftMessage, shared: &mut Shared) -> bool {
         if !self.is_sane(&message) {
             return false;
         }
@@ -171,6 +171,9 @@ impl Group {
                     && self.raw.raft.prs().get(from.0).is_some()
                 {
                     lead.heard.insert(from, shared.now);
+                    if message.kind == RaftKind::HeartbeatResponse {
+                        self.note_room(from, std::mem::take(&mut message.reject), shared);
+                    }
                 }
             }
         }

@@ -9,6 +9,7 @@
 //! - `elections`: whom a replica supports, and when it campaigns itself;
 //! - `transfers`: state for those who are too far behind for the log;
 //! - `messages`: what the core may see of what others say;
+//! - `room`: who leads, and what becomes of proposals, when disks are full;
 //! - `recovery`: what is kept across a restart, how it is taken up again, and a minority that goes on alone;
 //! - `lead`: what exists only while leading; `status`: what can be seen from outside.
 
@@ -19,6 +20,7 @@ mod messages;
 mod proposals;
 mod reads;
 mod recovery;
+mod room;
 mod status;
 mod transfers;
 mod turn;
@@ -244,12 +246,12 @@ impl Group {
 /// How the Raft core is set up for a replica. Its own clock and its own dice are overridden by ours: see
 /// `elections`.
 fn core_config(id: ReplicaId, log: &Log, config: &DriverConfig) -> raft::Config {
-    let election_min = config.ticks(config.election_min).max(2);
+    let (election_min, election_max) = elections::election_bounds(config);
     raft::Config {
         id: id.0,
         election_tick: election_min,
         min_election_tick: election_min,
-        max_election_tick: config.ticks(config.election_max).max(election_min + 1),
+        max_election_tick: election_max,
         // The driver says when: all groups at once, so that their heartbeats share a frame.
         heartbeat_tick: election_min - 1,
         // Followers hear that more is committed with the next entries, or with the next tick: see `turn`.

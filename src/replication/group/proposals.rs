@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use raft::eraftpb::{self, EntryType};
 
+use super::room::NoRoom;
 use super::{Group, Shared};
 use crate::codec;
 use crate::id::ReplicaId;
@@ -58,8 +59,10 @@ impl Group {
         if self.raw.raft.lead_transferee.is_some() {
             return shared.refuse(tag, Refusal::NotLeader { leader: None });
         }
-        if shared.full {
-            return shared.refuse(tag, Refusal::StorageFull);
+        match self.no_room(shared) {
+            None => {}
+            Some(NoRoom::AskAgain) => return shared.refuse(tag, Refusal::NotLeader { leader: None }),
+            Some(NoRoom::Full) => return shared.refuse(tag, Refusal::StorageFull),
         }
         if let Err(refusal) = self.enqueue(Some(tag), origin, operation, shared) {
             shared.refuse(tag, refusal);

@@ -51,7 +51,10 @@ pub(in crate::replication) struct Damaged {
 }
 
 impl Damaged {
-    fn new(stored: StoredReplica) -> Self {
+    fn new(mut stored: StoredReplica) -> Self {
+        for entry in &mut stored.entries {
+            *entry = entry.unshared();
+        }
         Self { status: Group::damaged_status(&stored), stored }
     }
 
@@ -120,6 +123,10 @@ impl Group {
         group.promise_until = shared.now + shared.config.lease;
         group.relink(shared);
         group.plan_campaign(shared);
+        // Before the next one is made: what was read of this one is gone then, but for the end of its log.
+        drop(stored);
+        group.drain(shared);
+        group.raw.mut_store().unshare();
         Ok(group)
     }
 

@@ -61,6 +61,7 @@ impl Group {
                     live: self.is_live(*id, shared),
                     caught_up: self.is_caught_up(*id, shared),
                     lost: self.lead.as_ref().is_some_and(|lead| lead.lost.contains(id)),
+                    full: self.was_full(*id, shared),
                 })
             })
             .collect()
@@ -70,7 +71,7 @@ impl Group {
         !self.voting.outgoing.is_empty() || (self.is_leader() && self.raw.raft.has_pending_conf())
     }
 
-    fn is_live(&self, id: ReplicaId, shared: &Shared) -> bool {
+    pub(super) fn is_live(&self, id: ReplicaId, shared: &Shared) -> bool {
         let heard = self.lead.as_ref().and_then(|lead| lead.heard.get(&id));
         heard.is_some_and(|at| shared.now.since(*at) < shared.config.election_min)
             && self.node_of(id).is_some_and(|node| shared.linked.contains(&node))

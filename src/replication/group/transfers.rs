@@ -31,6 +31,10 @@ impl Group {
             // It no longer leads, and must not speak as if it led in the new term.
             return self.end_outgoing(to, SnapshotStatus::Failure, shared);
         }
+        if self.is_full(to) {
+            // Not even made: the core asks again with every heartbeat.
+            return self.end_outgoing(to, SnapshotStatus::Failure, shared);
+        }
         let replacing = self.outgoing.contains_key(&to);
         let node = self.node_of(to).filter(|node| shared.linked.contains(node));
         let Some(node) = node else {

@@ -16,7 +16,7 @@ use super::proposals::PENDING_GRACE;
 use super::{Group, Shared};
 use crate::id::ReplicaId;
 use crate::replication::durable::{HardState, Write};
-use crate::replication::message::Body;
+use crate::replication::message::{Body, RaftKind};
 use crate::replication::{DriverConfig, Refusal, convert};
 
 /// Entries and bytes that a follower keeps, should it lead next.
@@ -190,9 +190,15 @@ impl Group {
                 self.send_snapshot(to, shared);
                 continue;
             }
-            let (Some(node), Some(raft)) = (self.node_of(to), convert::from_core(&mut message)) else {
+            let (Some(node), Some(mut raft)) = (self.node_of(to), convert::from_core(&mut message)) else {
                 continue;
             };
+            match raft.kind {
+                // It would not take them. That its log agrees so far, and what is committed, it is told.
+                RaftKind::Append if self.is_full(to) => raft.leave_data(),
+                RaftKind::HeartbeatResponse => raft.reject = shared.is_full(),
+                _ => {}
+            }
             shared.send(node, Self::message(self.partition, self.id, to, Body::Raft(raft)));
         }
     }
@@ -284,6 +290,7 @@ impl Group {
             || lead.told_all < self.raw.raft.raft_log.committed
             || lead.round.is_some()
             || lead.transfer_until.is_some()
+            || self.seeks_relief(shared)
             || !lead.retired.is_empty()
             || !self.voting.outgoing.is_empty()
             || self.machine.next_due().is_some_and(|due| due.0 <= soon)
@@ -315,7 +322,7 @@ impl Group {
         }
         if leads || now >= self.promise_until {
             // The core drew from its own source after a change of role; ours is the one that counts.
-            self.raw.raft.set_randomized_election_timeout(self.election_ticks);
+            self.raw.raft.set_randomized_election_timeout(self.election_ticks(shared));
             self.settle_if_electing(shared);
             if leads || self.may_campaign() {
                 self.tick_core(passed, beat);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod chaos;
+mod full;
 mod history;
 mod hostile;
 mod recovery;

@@ -1,12 +1,16 @@
 //! A majority that is gone for good, replicas that lost something, and those who come back to find their group gone
 //! on without them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::sim::{Sim, ms};
 use super::{P, apply_change, cluster_with, grow};
 use crate::id::{FencingToken, NodeId, PartitionId, SessionId};
-use crate::replication::{Change, ChangeError, DriverConfig, LogEntry, Outcome, RecoverError, Role};
+use crate::replication::{Change, ChangeError, Driver, DriverConfig, LogEntry, Outcome, RecoverError, Role};
 use crate::state_machine::{Answer, Claim, LockMode, Operation, Reply};
 
 /// Nothing that was handed out before a recovery is as high.
@@ -505,4 +509,45 @@ fn after_a_blackout_a_new_voter_counts_even_if_nothing_was_written_since_it_came
         }
         sim.run_while(ms(10_000), |sim| sim.leader(P).is_none());
     }
+}
+
+/// Bytes that tell when nobody holds any of them.
+struct Owned(Vec<u8>, #[expect(dead_code, reason = "what counts is that it is dropped")] Arc<()>);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[test]
+fn what_a_replica_was_read_from_is_let_go() {
+    let (mut sim, nodes) = cluster_with(1, 2, 3, DriverConfig { durable: true, ..DriverConfig::default() });
+    for number in 0..3_000u32 {
+        sim.put(nodes[0], PartitionId(number % 2), &number.to_be_bytes(), b"value");
+        if number % 100 == 0 {
+            sim.run(ms(10));
+        }
+    }
+    sim.run(ms(1_000));
+    let applied = sim.status(nodes[1], P).unwrap().applied;
+    sim.crash(nodes[1]);
+    let mut stored = sim.disks[&nodes[1]].stored.clone();
+    let in_use = Arc::new(());
+    for replica in stored.replicas.values_mut() {
+        let bytes: Vec<u8> = replica.entries.iter().flat_map(|entry| entry.data.to_vec()).collect();
+        let mut all = Bytes::from_owner(Owned(bytes, Arc::clone(&in_use)));
+        for entry in &mut replica.entries {
+            entry.data = all.split_to(entry.data.len());
+        }
+        assert!(replica.entries.len() > 1_000);
+    }
+    stored.replicas.get_mut(&PartitionId(1)).unwrap().damaged = true;
+    let (config, rng) = (sim.config.clone(), StdRng::seed_from_u64(1));
+    let mut driver = Driver::new(nodes[1], config, rng, sim.now);
+    driver.restore(2, stored, sim.now);
+    assert_eq!(Arc::strong_count(&in_use), 1, "something is held that is not needed");
+    let status = driver.group(P).unwrap();
+    assert!(status.log_entries > 100 && status.applied + 100 > applied, "{status:?}");
+    assert!(driver.group(PartitionId(1)).unwrap().damaged);
 }

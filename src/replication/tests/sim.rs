@@ -38,6 +38,8 @@ pub(super) struct Disk {
     under_way: VecDeque<(u64, Vec<Kept>)>,
     done_at: Timestamp,
     lives: u32,
+    /// Nothing is written.
+    is_stuck: bool,
 }
 
 pub(super) struct Node {
@@ -111,6 +113,8 @@ pub(super) struct Sim {
     /// Frames sent, by sender and receiver.
     pub(super) frames: BTreeMap<(NodeId, NodeId), Vec<Vec<GroupMessage>>>,
     pub(super) keep_frames: bool,
+    /// Frames with such a message are lost.
+    pub(super) lose: Option<fn(&GroupMessage) -> bool>,
     /// Off in the company of liars, who can break any promise.
     pub(super) checks: bool,
     pub(super) outcomes: BTreeMap<u64, Outcome>,
@@ -159,6 +163,7 @@ impl Sim {
             called: BTreeMap::new(),
             frames: BTreeMap::new(),
             keep_frames: false,
+            lose: None,
             checks: true,
             outcomes: BTreeMap::new(),
             keep_outcomes: false,
@@ -189,6 +194,28 @@ impl Sim {
         }
         self.enter(id, driver);
         id
+    }
+
+    /// The node's disk has no room left: not even for what was handed over already.
+    pub(super) fn fill(&mut self, id: NodeId) {
+        self.disks.get_mut(&id).unwrap().is_stuck = true;
+        self.driver(id).set_full(true);
+        self.settle(id);
+    }
+
+    /// There is room again, and what waited is written.
+    pub(super) fn make_room(&mut self, id: NodeId) {
+        let now = self.now;
+        let disk = self.disks.get_mut(&id).unwrap();
+        disk.is_stuck = false;
+        disk.done_at = now;
+        let lives = disk.lives;
+        let last = disk.under_way.back().map(|(batch, _)| *batch);
+        self.driver(id).set_full(false);
+        if let Some(batch) = last {
+            self.schedule(ms(1), id, Event::Stored(lives, batch));
+        }
+        self.settle(id);
     }
 
     /// A durable node that crashed comes back with what was on its disk.
@@ -334,6 +361,9 @@ impl Sim {
             self.frames.entry((from, to)).or_default().push(messages.to_vec());
         }
         if self.blocked.contains(&(from, to)) || self.rng.random_bool(self.faults.loss) {
+            return;
+        }
+        if self.lose.is_some_and(|is_lost| messages.iter().any(is_lost)) {
             return;
         }
         if messages.iter().any(|message| matches!(message.body, crate::replication::Body::SnapshotChunk(_))) {
@@ -510,7 +540,7 @@ impl Sim {
                     Event::Link(peer, false) => node.driver.link_down(peer, at),
                     Event::Stored(lives, batch) => {
                         let disk = self.disks.get_mut(&to).unwrap();
-                        if disk.lives == lives {
+                        if disk.lives == lives && !disk.is_stuck {
                             disk.written(batch);
                             node.driver.persisted(batch, at);
                         }

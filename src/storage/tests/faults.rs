@@ -168,7 +168,7 @@ fn nothing_persisted_is_lost_when_the_power_goes() {
             disk.cut_power_in(life.rng.random_range(1..longest));
             // With nothing but a log, no other sync covers for one that is forgotten.
             life.plain = seed % 3 == 0 && !life.kept.replicas.is_empty();
-            if let Ok(Opened { mut writer, stored, findings }) = open(&disk) {
+            if let Ok(Opened { mut writer, stored, findings, .. }) = open(&disk) {
                 assert!(findings.iter().all(Finding::is_harmless), "{findings:?}");
                 assert!(stored == life.kept || Some(&stored) == perhaps.as_ref(), "seed {seed}");
                 life.kept = stored;

@@ -123,6 +123,23 @@ async fn what_was_persisted_is_there_again() {
 }
 
 #[tokio::test]
+async fn entries_that_are_read_lie_one_behind_the_other() {
+    let (_disk, dir) = in_memory();
+    let (store, _) = open(&dir);
+    for batch in 0..10 {
+        store.submit(batch + 1, vec![append(3, 5 * batch + 1, 5)]).unwrap();
+    }
+    persisted(&store, 10).await;
+    drop(store);
+    let (_store, recovered) = open(&dir);
+    let entries = &recovered.stored.replicas[&PartitionId(3)].entries;
+    let places = entries.iter().map(|entry| entry.data.as_ptr_range());
+    let places: Vec<_> = places.collect();
+    assert_eq!(places.len(), 50);
+    assert!(places.windows(2).all(|pair| pair[0].end == pair[1].start));
+}
+
+#[tokio::test]
 async fn a_record_that_was_not_finished_is_cut_off() {
     let (disk, dir) = in_memory();
     let (store, _) = open(&dir);
@@ -383,6 +400,68 @@ async fn a_full_disk_does_not_keep_a_store_from_closing() {
 }
 
 #[tokio::test]
+async fn a_store_is_opened_on_a_full_disk_and_says_so_at_once() {
+    let (disk, dir) = in_memory();
+    // Without a reserve, so that nothing at all can be written.
+    let config = StoreConfig { retry_after: Duration::from_millis(1), reserve_bytes: 0, ..small() };
+    let open = || Store::open(&dir, SWARM, config.clone(), |_| {});
+    let (store, _) = open().unwrap();
+    let writes = [vote(3, 2), append(3, 1, 5), append(4, 1, 2), state(3, 2), append(3, 6, 3)];
+    store.submit(1, writes.to_vec()).unwrap();
+    persisted(&store, 1).await;
+    // As a crash.
+    drop(store);
+    disk.set_capacity(Some(disk.used()));
+    for _ in 0..3 {
+        let (store, recovered) = open().unwrap();
+        assert_eq!(recovered.findings, []);
+        assert_eq!(recovered.stored, expect(&writes));
+        assert!(matches!(store.next_event().await, Event::Full));
+        store.close().await.unwrap();
+    }
+    let (store, _) = open().unwrap();
+    store.submit(1, vec![append(4, 3, 1)]).unwrap();
+    assert!(matches!(store.next_event().await, Event::Full));
+    disk.set_capacity(None);
+    let (mut room, mut kept) = (false, false);
+    while !room || !kept {
+        match store.next_event().await {
+            Event::Persisted(1) => kept = true,
+            Event::Room => room = true,
+            event => panic!("{event:?}"),
+        }
+    }
+    drop(store);
+    let after = [&writes[..], &[append(4, 3, 1)]].concat();
+    assert_eq!(open().unwrap().1.stored, expect(&after));
+}
+
+#[tokio::test]
+async fn what_was_lost_must_be_written_down_so_a_full_disk_is_an_error_then_and_nothing_is_changed() {
+    let (disk, dir) = in_memory();
+    let config = StoreConfig { reserve_bytes: 0, ..small() };
+    let open = || Store::open(&dir, SWARM, config.clone(), |_| {});
+    let (store, _) = open().unwrap();
+    for batch in 1..=3 {
+        store.submit(batch, vec![append(u32::try_from(batch).unwrap(), 1, 1)]).unwrap();
+        persisted(&store, batch).await;
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let segment = last_segment(&disk);
+    damage(&disk, &segment, "entry 1");
+    disk.set_capacity(Some(disk.used()));
+    let (before, files) = (disk.used(), disk.files(segment.parent().unwrap()));
+    for _ in 0..2 {
+        assert!(open().unwrap_err().is_full());
+        assert_eq!((disk.used(), disk.files(segment.parent().unwrap())), (before, files.clone()));
+    }
+    disk.set_capacity(None);
+    let (_store, recovered) = open().unwrap();
+    assert_eq!(recovered.stored.replicas.values().filter(|replica| replica.damaged).count(), 1);
+}
+
+#[tokio::test]
 async fn a_failed_sync_is_the_end() {
     let (disk, dir) = in_memory();
     let (store, _) = open(&dir);
@@ -481,7 +560,11 @@ fn small_files_are_kept_whole_and_for_the_user_alone() {
     assert!(matches!(dir.load("identity"), Err(FileError::Damaged { .. })));
     for name in ["", "../x", "lock", "format", &SWARM.to_string()] {
         assert!(matches!(dir.save(name, b""), Err(FileError::Name(_))), "{name}");
+        assert!(matches!(dir.forget(name), Err(FileError::Name(_))), "{name}");
     }
+    dir.forget("identity").unwrap();
+    dir.forget("identity").unwrap();
+    assert_eq!(dir.load("identity").unwrap(), None);
 }
 
 #[tokio::test]
