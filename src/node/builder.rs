@@ -258,7 +258,8 @@ impl NodeBuilder {
 
         let rendezvous = self.rendezvous();
         let lock = match &rendezvous {
-            Some(rendezvous) if self.join.is_empty() && kept.is_none() => lock(rendezvous, &swarm).await,
+            // Also who knows its swarm: of those that start at the same time, the next sees who came before.
+            Some(rendezvous) if self.join.is_empty() => lock(rendezvous, &swarm).await,
             _ => None,
         };
         let neighbours = rendezvous.as_ref().map(|rendezvous| rendezvous.nodes(&swarm)).unwrap_or_default();

@@ -35,6 +35,34 @@ async fn start_again(machine: &TempDir, name: &str) -> Node {
     node
 }
 
+/// The port at which a node of this machine listens.
+fn port(node: &Node) -> u16 {
+    let address = node.addresses().into_iter().next().unwrap();
+    address.split('/').skip_while(|part| *part != "tcp").nth(1).unwrap().parse().unwrap()
+}
+
+/// By what they remember, each finds another one than it looks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_start_together_at_each_others_ports_find_each_other() {
+    let machine = machine();
+    let names = ["a", "b", "c"];
+    let mut nodes = Vec::new();
+    for name in names {
+        nodes.push(start(durable(&machine, name)).await);
+    }
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    fill(&nodes[0], 0..20).await;
+    let mut ports: Vec<u16> = nodes.iter().map(port).collect();
+    for node in nodes {
+        within("it stops", node.stop()).await;
+    }
+    ports.rotate_left(1);
+    let started = names.iter().zip(ports).map(|(name, port)| start(durable(&machine, name).port(port)));
+    let nodes = futures::future::join_all(started).await;
+    settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
+    read_all(&nodes[0], 0..20).await;
+}
+
 /// The partitions that a node holds, with the keys in each.
 async fn holds(node: &Node) -> BTreeMap<PartitionId, u64> {
     let status = node.client().status(node.id()).await.unwrap();

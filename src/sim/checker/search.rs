@@ -213,12 +213,39 @@ enum Cursor {
     Open(usize, u64),
 }
 
+/// Of each open operation the open one before it that would do as well in its place: as neither ever ends, only the
+/// order of their invocation sets them apart, and the earlier one may come wherever the later one may. So it is tried
+/// first, and many operations of unknown outcome do not make the search try each of their subsets.
+fn twins(records: &[Record], open: &[usize]) -> Vec<Option<usize>> {
+    let seen: HashSet<&[u8]> = records
+        .iter()
+        .filter_map(|record| match &record.returned {
+            Some((_, Ret::Entry(Some((value, _))))) => Some(value.as_slice()),
+            _ => None,
+        })
+        .collect();
+    let adds = records.iter().any(|record| matches!(record.op, Op::Increment(_)));
+    let (mut deletion, mut unseen) = (None, None);
+    let mut twins = vec![None; records.len()];
+    for &index in open {
+        let last = match &records[index].op {
+            Op::Delete => &mut deletion,
+            // That something was there, but not what, has told upon others.
+            Op::Put(value) if !adds && !seen.contains(value.as_slice()) => &mut unseen,
+            _ => continue,
+        };
+        twins[index] = last.replace(index);
+    }
+    twins
+}
+
 /// Whether an order explains the records of one key; `None`: not found out within `steps`.
 pub(super) fn is_linearizable(records: &[Record], steps: usize) -> Option<bool> {
     let mut events = Events::new(records);
     let mut open: Vec<usize> =
         (0..records.len()).filter(|index| records[*index].returned.is_none()).collect();
     open.sort_unstable_by_key(|index| records[*index].invoked);
+    let twins = twins(records, &open);
     let mut missing = records.len() - open.len();
     let mut done = vec![0u64; records.len().div_ceil(64)];
     let mut model = Model::default();
@@ -265,8 +292,9 @@ pub(super) fn is_linearizable(records: &[Record], steps: usize) -> Option<bool> 
         };
         let record = &records[index];
         let bit = 1 << (index % 64);
-        let is_done = done[index / 64] & bit != 0;
-        if !is_done && let Some(after) = model.step(record) {
+        let is_done = |index: usize| done[index / 64] & (1 << (index % 64)) != 0;
+        let may_come = !is_done(index) && twins[index].is_none_or(is_done);
+        if may_come && let Some(after) = model.step(record) {
             done[index / 64] |= bit;
             if visited.insert((done.clone(), after.clone())) {
                 trail.push((cursor, std::mem::replace(&mut model, after)));

@@ -297,6 +297,28 @@ fn a_long_history_is_judged_quickly() {
 }
 
 #[test]
+fn many_operations_of_unknown_outcome_are_judged_quickly() {
+    let recorder = Recorder::default();
+    for number in 0..20u8 {
+        recorder.invoke(0, b"k", Op::Put(vec![number])).unknown();
+        recorder.invoke(1, b"k", Op::Delete).unknown();
+    }
+    let mut version = 0;
+    for _ in 0..30 {
+        version += 1;
+        recorder.invoke(2, b"k", Op::Put(b"seen".to_vec())).ok(Ret::Written(Version(version)));
+        recorder.invoke(2, b"k", Op::Get).ok(Ret::Entry(None));
+    }
+    let judge = |recorder: &Recorder| {
+        super::search::is_linearizable(&recorder.history().keys[b"k".as_slice()], 2_000_000)
+    };
+    assert_eq!(judge(&recorder), Some(true));
+    let never_written = Some((b"never".to_vec(), Version(version)));
+    recorder.invoke(2, b"k", Op::Get).ok(Ret::Entry(never_written));
+    assert_eq!(judge(&recorder), Some(false));
+}
+
+#[test]
 fn a_counterexample_can_be_read() {
     let recorder = Recorder::default();
     let k = b"k".as_slice();
