@@ -15,6 +15,7 @@ mod data;
 mod event;
 mod export;
 mod founding;
+mod memory;
 mod merge;
 mod merge_range;
 mod programs;
@@ -47,6 +48,7 @@ pub use builder::{
 };
 pub use data::DataError;
 pub use event::{MemberChange, NodeEvent};
+pub use memory::{DEFAULT_JOB_MEMORY, MIN_JOB_MEMORY};
 pub use programs::ProgramsError;
 pub use rpc::NodeRpc;
 pub use visitor::{ConnectError, Visitor, VisitorBuilder};
@@ -114,6 +116,7 @@ struct Parts {
     runtime: Runtime,
     assignments: mpsc::Receiver<Assignment>,
     programs: Arc<Programs>,
+    job_memory: u64,
 }
 
 impl Node {
@@ -140,6 +143,7 @@ impl Node {
             blocks: Arc::clone(&parts.rpc.blocks),
             rpc: parts.rpc.clone(),
             programs: parts.programs,
+            memory: parts.job_memory,
             assignments: parts.assignments,
             stop: parts.shared.stop.clone(),
         };
