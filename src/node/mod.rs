@@ -24,6 +24,7 @@ mod rendezvous;
 mod repair;
 mod rpc;
 mod runtime;
+mod scrub;
 #[cfg_attr(not(feature = "wasm"), path = "unshipped.rs")]
 mod shipped;
 mod shuffle;
@@ -62,6 +63,7 @@ use programs::Programs;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
 use repair::Repair;
 use runtime::{Input, Runtime, Shared};
+use scrub::Scrub;
 use work::{Assignment, Worker};
 
 /// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
@@ -137,6 +139,8 @@ impl Node {
             stop: parts.shared.stop.clone(),
         };
         tasks.spawn(repair.run());
+        let scrub = Scrub { blocks: Arc::clone(&parts.rpc.blocks), stop: parts.shared.stop.clone() };
+        tasks.spawn(scrub.run());
         let worker = Worker {
             me: parts.rpc.me,
             client: new_client(parts.rpc.clone()),
