@@ -56,9 +56,9 @@ pub fn reduce<E, S: Iterator<Item = Result<Bytes, E>>>(
         }
     }
     if consumed.records == 0 {
-        reducer.reduce_nothing()?
+        reducer.reduce_nothing()?;
     } else {
-        reducer.finish()?
+        reducer.finish()?;
     }
     Ok(consumed)
 }

@@ -29,7 +29,7 @@ fn rows() -> Vec<u8> {
     let row = |number: usize| {
         // Scattered, and no two the same.
         let scattered = number.wrapping_mul(7_919) % 1_000_003;
-        let key = if number % 10 == 0 { format!("k{scattered:09}") } else { "everybody".to_owned() };
+        let key = if number.is_multiple_of(10) { format!("k{scattered:09}") } else { "everybody".to_owned() };
         format!("{key:10} {scattered:010} {:077}\n", 0)
     };
     (0..DATA_BYTES / 100).flat_map(|number| row(number).into_bytes()).collect()
