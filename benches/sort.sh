@@ -53,7 +53,7 @@ held() {
     local node
     for node in "$work"/node*/; do
         # Unquoted: it is a pattern. There may be nothing yet, or nothing any more.
-        { du -sb "$node"roundtable-blocks-*/$1 2>/dev/null || true; } | awk '{ sum += $1 } END { print sum + 0 }'
+        { du -sb "$node"roundtable-blocks-*/$1 2>/dev/null || true; } | awk '{ sum += $1 } END { printf "%.0f\n", sum }'
     done
 }
 runs() { held runs; }
@@ -90,7 +90,7 @@ ours() {
     [ "$peak" -le "$limit" ] || fail "$name: a node took $peak MB of memory, more than $limit MB"
     copies=$((nodes < 3 ? nodes : 3))
     runs=$(greatest "$(number d "$bytes / $nodes")" <"$work/runs")
-    output=$(paste <(blocks) <(echo "$had") | awk '{ print $1 - $2 }' | greatest "$(number d "$bytes * $copies / $nodes")")
+    output=$(paste <(blocks) <(echo "$had") | awk '{ printf "%.0f\n", $1 - $2 }' | greatest "$(number d "$bytes * $copies / $nodes")")
     if [ -n "$kill_after" ]; then
         # Who takes over has more than its share, and blocks are on the move.
         output=-
@@ -100,7 +100,7 @@ ours() {
     [ "$(rt data get sorted | checksum)" = "$wanted" ] || { result=DIFFERS; fail "$name: another result than GNU sort's"; }
     rt data rm sorted >/dev/null
     # Nodes drop its blocks soon after.
-    until [ -n "$kill_after" ] || [ "$(blocks | awk '{ sum += $1 } END { print sum }')" -le $((bytes * copies * 101 / 100)) ]; do sleep 0.2; done
+    until [ -n "$kill_after" ] || [ "$(blocks | awk '{ sum += $1 } END { printf "%.0f", sum }')" -le $((bytes * copies * 101 / 100)) ]; do sleep 0.2; done
     report "$name" "$went" "$peak MB" "$runs" "$output" "$result"
 }
 # Nodes with the records of a file.
