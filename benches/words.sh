@@ -4,46 +4,12 @@
 #   benches/words.sh [MEGABYTES]     1024 unless given; needs about nine times as much room in TMPDIR
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. benches/nodes.bash
 megabytes=${1:-1024}
 nodes=5
-bin=${ROUNDTABLE_BIN:-target/release/roundtable}
-[ -x "$bin" ] || cargo build --release
-work=$(mktemp -d)
-chmod 700 "$work"
-export TMPDIR=$work
 words=$work/words
 rustc --edition 2024 -O benches/words.rs -o "$words"
-pids=()
-finish() {
-    [ ${#pids[@]} = 0 ] || kill -9 "${pids[@]}" 2>/dev/null || true
-    rm -rf "$work"
-}
-trap finish EXIT
-rt() { "$bin" --runtime-dir "$work/run" "$@"; }
 
-# User and system time of all nodes that live, in seconds.
-cpu() {
-    local sum=0 pid
-    for pid in "${pids[@]}"; do
-        [ -r "/proc/$pid/stat" ] && sum=$((sum + $(cut -d' ' -f14,15 "/proc/$pid/stat" | tr ' ' '+')))
-    done
-    awk -v ticks="$sum" -v hz="$(getconf CLK_TCK)" 'BEGIN { printf "%.1f", ticks / hz }'
-}
-peaks() {
-    local pid
-    for pid in "${pids[@]}"; do
-        awk '/VmHWM/ { printf "%d ", $2 / 1024 }' "/proc/$pid/status" 2>/dev/null || true
-    done
-}
-start_nodes() {
-    local i
-    for ((i = 0; i < nodes; i++)); do
-        "$bin" --runtime-dir "$work/run" up >"$work/node$i.log" 2>&1 &
-        pids+=($!)
-        disown
-    done
-    until rt members --format json 2>/dev/null | grep -q "\"alive\":$nodes,"; do sleep 0.2; done
-}
 # Counts the words of $1 into $2, by the program $3; prints what it took.
 count() {
     local before after
@@ -68,7 +34,7 @@ echo "== plain program"
 LC_ALL=C sort "$work/wanted" -o "$work/wanted"
 
 echo "== five nodes"
-start_nodes
+start_nodes "$nodes"
 rt data put text "$work/text" --format json | grep -oE '"(seconds|blocks)":[0-9.]+' | tr '\n' ' '
 echo
 count text counts

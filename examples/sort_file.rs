@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --example sort_file                 # 200,000 lines that it makes up
-//! cargo run --example sort_file -- words.txt    # the lines of a file
+//! cargo run --example sort_file -- README.md    # the lines of a file
 //! ```
 //!
 //! Each node sorts the blocks that it has; then each merges a part of the key space, which it fetches from the

@@ -20,7 +20,7 @@ use super::{Command, Invocation, backup, bench, data, inspect, kv, leave, lock, 
 use crate::compute::{Limits, ProgramName};
 use crate::dataset::Format as Records;
 use crate::id::FencingToken;
-use crate::node::Reach;
+use crate::node::{MIN_JOB_MEMORY, Reach};
 use crate::sort::{Key as SortKey, Order};
 use crate::state_machine::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
@@ -636,6 +636,10 @@ struct UpArgs {
     /// How many bytes of datasets this node keeps at most, for example 20GiB; unless given, 16 GiB
     #[arg(long, value_name = "SIZE", env = "ROUNDTABLE_DATA_LIMIT", hide_env_values = true, value_parser = parse_bytes)]
     data_limit: Option<u64>,
+    /// How much memory jobs and sorts take at most on this node, all together, for example 512MiB; at least 128 MiB;
+    /// unless given, 1 GiB
+    #[arg(long, value_name = "SIZE", env = "ROUNDTABLE_JOB_MEMORY", hide_env_values = true, value_parser = parse_job_memory)]
+    job_memory: Option<u64>,
     /// How much this node takes, relative to others
     #[arg(long, value_name = "N", env = "ROUNDTABLE_WEIGHT", hide_env_values = true)]
     weight: Option<NonZeroU32>,
@@ -781,8 +785,17 @@ fn up(args: UpArgs) -> Result<Up, String> {
         data_dir: args.data_dir,
         replace_after: args.replace_after,
         data_limit: args.data_limit,
+        job_memory: args.job_memory,
         weight: args.weight.map(NonZeroU32::get),
     })
+}
+
+fn parse_job_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes < MIN_JOB_MEMORY {
+        return Err(format!("jobs need at least {} MiB", MIN_JOB_MEMORY >> 20));
+    }
+    Ok(bytes)
 }
 
 fn locked(name: Vec<u8>, kind: lock::Kind, args: RunArgs) -> Result<lock::Run, String> {
@@ -987,8 +1000,11 @@ mod tests {
         let Command::DataGet(get) = command_of("data get words") else { panic!("not data get") };
         assert_eq!(get.file, PathBuf::from("-"));
         assert!(parse_words("data put words - --as xml").expect_err("no format").contains("lines"));
-        let Command::Up(up) = command_of("up --data-limit 20GiB") else { panic!("not up") };
-        assert_eq!(up.data_limit, Some(20 << 30));
+        let Command::Up(up) = command_of("up --data-limit 20GiB --job-memory 256MiB") else {
+            panic!("not up")
+        };
+        assert_eq!((up.data_limit, up.job_memory), (Some(20 << 30), Some(256 << 20)));
+        assert!(parse_words("up --job-memory 64MiB").expect_err("too little").contains("128 MiB"));
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub(super) async fn start(target: &Target, up: &Up, reach: crate::node::Reach) -
     if let Some(limit) = up.data_limit {
         node = node.block_budget(limit);
     }
+    if let Some(limit) = up.job_memory {
+        node = node.job_memory(limit);
+    }
     if let Some(grace) = up.replace_after {
         node = node.replace_after(grace);
     }

@@ -4,6 +4,7 @@
 //! arguments and what it does; `render` writes answers, `exit` says what went wrong, in one line that tells
 //! whether anything was changed and what to do.
 
+mod arenas;
 mod args;
 mod backup;
 mod bench;
@@ -80,7 +81,7 @@ enum Command {
     Version,
 }
 
-/// Runs the command line of this process and says how it went.
+/// Runs the command line of this process and says how it went. A node (`up`) may begin its process once more first.
 ///
 /// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum, 6 no node or swarm
 /// could be reached, 7 outcome unknown, 8 lock not acquired, 9 lock lost while the command ran, 130
@@ -92,6 +93,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if rejected.print() { Code::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
+    if matches!(invocation.command, Command::Up(_)) {
+        arenas::make_few();
+    }
     let format = invocation.format;
     let threads = invocation.threads.unwrap_or_else(default_threads);
     let runtime =

@@ -34,6 +34,8 @@ pub(super) struct Up {
     pub(super) replace_after: Option<Duration>,
     /// Bytes of datasets that are kept at most; `None`: the default.
     pub(super) data_limit: Option<u64>,
+    /// Bytes of memory for jobs and sorts; `None`: the default.
+    pub(super) job_memory: Option<u64>,
     /// Share relative to others; `None`: the default.
     pub(super) weight: Option<u32>,
 }

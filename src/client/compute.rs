@@ -391,7 +391,8 @@ impl<R: Rpc> Job<R> {
             output: output.map(|name| (self.output_id, name.to_vec())),
         };
         let expected = source.records();
-        let mut plan = Plan::new(source.parts(&self.client, &placement).await?, ranges);
+        let parts = source.parts(&self.client, &placement).await?;
+        let mut plan = Plan::new(parts, ranges).making_of_nothing(shape.reduce);
         let done = job::carry_out(&self.client, &courier, &work, &mut plan, without.clone(), |now| {
             progress(told(now, of));
         });

@@ -273,6 +273,16 @@ impl Groups {
         })
     }
 
+    /// How many values the first key has.
+    pub(super) fn values_of_first(&self) -> usize {
+        self.counts.first().map_or(0, |count| *count as usize)
+    }
+
+    /// One of them, counted from 0.
+    pub(super) fn value_of_first(&self, at: usize) -> &[u8] {
+        self.strings.get(1 + at)
+    }
+
     /// How many keys.
     pub fn len(&self) -> usize {
         self.counts.len()

@@ -39,6 +39,24 @@ impl<E, S: Iterator<Item = Result<Bytes, E>>> PairMerge<S> {
     /// The next pair in the order of keys; `None`: there is none any more.
     // Not an iterator: what it returns lies in its own buffers.
     pub(super) fn next_pair(&mut self) -> Result<Option<Pair<'_>>, MergeError<E>> {
+        self.go_on()?;
+        let Some(first) = self.heap.first() else { return Ok(None) };
+        self.taken = true;
+        let cursor = &self.cursors[*first as usize];
+        Ok(Some((cursor.key(), cursor.value())))
+    }
+
+    /// The value of the next pair, if that has this key.
+    pub(super) fn next_value_of(&mut self, key: &[u8]) -> Result<Option<&[u8]>, MergeError<E>> {
+        self.go_on()?;
+        let Some(first) = self.heap.first() else { return Ok(None) };
+        let cursor = &self.cursors[*first as usize];
+        self.taken = cursor.key() == key;
+        Ok(self.taken.then(|| cursor.value()))
+    }
+
+    /// Leaves the pair behind that was returned last.
+    fn go_on(&mut self) -> Result<(), MergeError<E>> {
         if std::mem::take(&mut self.taken)
             && let Some(first) = self.heap.first().map(|first| *first as usize)
         {
@@ -47,10 +65,7 @@ impl<E, S: Iterator<Item = Result<Bytes, E>>> PairMerge<S> {
             }
             self.sift_down(0);
         }
-        let Some(first) = self.heap.first() else { return Ok(None) };
-        self.taken = true;
-        let cursor = &self.cursors[*first as usize];
-        Ok(Some((cursor.key(), cursor.value())))
+        Ok(())
     }
 
     fn sift_down(&mut self, at: usize) {

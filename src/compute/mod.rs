@@ -9,9 +9,10 @@
 //! packed batches ([`Records`], [`Pairs`], [`Groups`]), so that it costs few calls, few allocations, and one copy to
 //! hand them to code that has a memory of its own. A task maps some blocks ([`MapTask`]) into a *run*: pairs, brought
 //! together by key and combined in memory, cut into ranges by the hash of their keys, each range in the order of
-//! keys. Each range is then merged from its part of every run, and its groups reduced ([`reduce`](reduce())). A
-//! program without `reduce` goes the same way, but that the ranges are those of the input's blocks: so its output
-//! keeps the order of the input. What is in memory is bounded in both halves.
+//! keys. Each range is then merged from its part of every run, and its groups reduced ([`reduce`](reduce())); a long
+//! one in pieces ([`LongGroup`]). A program without `reduce` goes the same way, but that the ranges are those of the
+//! input's blocks: so its output keeps the order of the input. What is in memory is bounded in both halves, also if
+//! most records have the same key.
 //!
 //! Functions of Rust become a program by [`Program`]; some are [ready-made](ready).
 //!
@@ -19,6 +20,7 @@
 
 mod batch;
 mod hash;
+mod long;
 mod map;
 mod merge;
 mod native;
@@ -37,8 +39,9 @@ pub use batch::{
     Values,
 };
 pub use hash::{Partitioning, Ranges};
+pub use long::LongGroup;
 pub use map::{MapTask, Mapped, Spills, TABLE_BYTES};
-pub use native::{PairSink, Program, ProgramName, ProgramNameError, RecordSink};
+pub use native::{AllValues, PairSink, Program, ProgramName, ProgramNameError, RecordSink, Value};
 pub use program::{
     Executable, Instance, Limits, MAX_ARGUMENT_BYTES, MAX_ARGUMENTS, MAX_COMPONENT_BYTES, MAX_ERROR_BYTES,
     MAX_MEMORY_BYTES, MAX_PROGRAM_NAME_BYTES, MAX_TIME_MS, ProgramError, Shape,

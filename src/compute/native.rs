@@ -1,12 +1,18 @@
 //! Functions of Rust as programs.
 
 use std::any::Any;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::BATCH_BYTES;
 use super::batch::{BatchFull, Groups, MAX_OUTPUT_BATCH_BYTES, Pairs, Records, Values};
+use super::long::LongGroup;
 use super::program::{Executable, Instance, Limits, MAX_PROGRAM_NAME_BYTES, ProgramError, Shape};
 
 /// A program with its name and version, to be registered in the nodes that a process embeds.
@@ -41,7 +47,7 @@ enum Body {
 
 type MapFunction = dyn Fn(&Records, &mut PairSink<'_>) + Send + Sync;
 type CombineFunction = dyn Fn(&Groups, &mut PairSink<'_>) + Send + Sync;
-type ReduceFunction = dyn Fn(&Groups, &mut RecordSink<'_>) + Send + Sync;
+type ReduceFunction = dyn Fn(&[u8], AllValues<'_>, &mut RecordSink<'_>) + Send + Sync;
 
 #[derive(Clone)]
 struct Functions {
@@ -96,15 +102,13 @@ impl Program {
         self.with(|functions| functions.combine = Some(Arc::new(combine)))
     }
 
-    /// Makes records of a key and all its values; if there is [`combine`](Self::combine), of what came of that.
+    /// Makes records of a key and all its values; if there is [`combine`](Self::combine), of what came of that. There
+    /// may be any number of either: they come, and go, as they are taken and made.
     #[must_use]
     pub fn reduce(
         self,
-        reduce: impl Fn(&[u8], Values<'_>, &mut RecordSink<'_>) + Send + Sync + 'static,
+        reduce: impl Fn(&[u8], AllValues<'_>, &mut RecordSink<'_>) + Send + Sync + 'static,
     ) -> Self {
-        let reduce = move |groups: &Groups, out: &mut RecordSink<'_>| {
-            groups.iter().for_each(|(key, values)| reduce(key, values, out));
-        };
         self.with(|functions| functions.reduce = Some(Arc::new(reduce)))
     }
 
@@ -167,9 +171,28 @@ impl Instance for Running {
 
     fn reduce(&mut self, groups: &Groups, out: &mut Records) -> Result<(), ProgramError> {
         let Some(reduce) = &self.functions.reduce else { return Ok(()) };
-        let mut sink = RecordSink { out, arguments: &self.arguments, failed: None };
-        caught(|| reduce(groups, &mut sink))?;
+        let mut sink = RecordSink { out, arguments: &self.arguments, take: None, failed: None };
+        caught(|| {
+            for (key, values) in groups.iter() {
+                reduce(key, AllValues(Origin::Group(values)), &mut sink);
+            }
+        })?;
         sink.failed.map_or(Ok(()), Err)
+    }
+
+    fn reduce_long(&mut self, group: &mut LongGroup<'_>) -> Result<(), ProgramError> {
+        let Some(reduce) = &self.functions.reduce else { return Ok(()) };
+        let (key, pieces, taker) = group.split();
+        let mut next = |piece: &mut Groups| pieces.next(piece);
+        let values = AllValues(Origin::Pieces { next: &mut next, piece: Arc::default(), at: 0 });
+        let mut out = Records::default();
+        let mut take = |records: &mut Records| taker.take(records);
+        let mut sink =
+            RecordSink { out: &mut out, arguments: &self.arguments, take: Some(&mut take), failed: None };
+        caught(|| reduce(key, values, &mut sink))?;
+        sink.failed.map_or(Ok(()), Err)?;
+        taker.take(&mut out);
+        Ok(())
     }
 }
 
@@ -217,12 +240,132 @@ impl PairSink<'_> {
     }
 }
 
+/// All the values of a key, one after the other, in no particular order. There may be more than fit into memory: of
+/// those that were taken is there only what a program keeps.
+pub struct AllValues<'a>(Origin<'a>);
+
+enum Origin<'a> {
+    Group(Values<'a>),
+    Pieces {
+        next: &'a mut (dyn FnMut(&mut Groups) -> bool + 'a),
+        /// One group.
+        piece: Arc<Groups>,
+        /// Its next value.
+        at: usize,
+    },
+}
+
+impl<'a> Iterator for AllValues<'a> {
+    type Item = Value<'a>;
+
+    fn next(&mut self) -> Option<Value<'a>> {
+        match &mut self.0 {
+            Origin::Group(values) => values.next().map(|value| Value(Bytes::Here(value))),
+            Origin::Pieces { next, piece, at } => {
+                if *at == piece.values_of_first() {
+                    // What was made of the last one may still be in use.
+                    let mut more = Arc::try_unwrap(std::mem::take(piece)).unwrap_or_default();
+                    if !next(&mut more) {
+                        *at = 0;
+                        return None;
+                    }
+                    (*piece, *at) = (Arc::new(more), 0);
+                }
+                *at += 1;
+                Some(Value(Bytes::In { piece: Arc::clone(piece), at: *at - 1 }))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for AllValues<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AllValues").finish_non_exhaustive()
+    }
+}
+
+/// A value of a key: bytes.
+#[derive(Clone)]
+pub struct Value<'a>(Bytes<'a>);
+
+#[derive(Clone)]
+enum Bytes<'a> {
+    Here(&'a [u8]),
+    /// A value of a piece, which is kept as long as somebody has one of them.
+    In {
+        piece: Arc<Groups>,
+        at: usize,
+    },
+}
+
+impl Deref for Value<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Here(bytes) => bytes,
+            Bytes::In { piece, at } => piece.value_of_first(*at),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Value<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Borrow<[u8]> for Value<'_> {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+impl PartialEq for Value<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Value<'_> {}
+
+impl PartialOrd for Value<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Value<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl Hash for Value<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Value").field(&self.escape_ascii().to_string()).finish()
+    }
+}
+
 /// Takes the records that a function makes.
-#[derive(Debug)]
 pub struct RecordSink<'a> {
     out: &'a mut Records,
     arguments: &'a [Vec<u8>],
+    /// Takes them on when they have become many.
+    take: Option<&'a mut (dyn FnMut(&mut Records) + 'a)>,
     failed: Option<ProgramError>,
+}
+
+impl fmt::Debug for RecordSink<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordSink").field("failed", &self.failed).finish_non_exhaustive()
+    }
 }
 
 impl RecordSink<'_> {
@@ -230,6 +373,11 @@ impl RecordSink<'_> {
     pub fn record(&mut self, record: &[u8]) {
         if let Err(BatchFull) = self.out.push(record) {
             self.failed.get_or_insert(too_much());
+        }
+        if let Some(take) = &mut self.take
+            && self.out.bytes().len() >= BATCH_BYTES
+        {
+            take(self.out);
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt::{self, Debug};
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Groups, MAX_GROUP_BYTES, Pairs, Records};
+use super::long::LongGroup;
 
 /// Longest name of a program, in bytes.
 pub const MAX_PROGRAM_NAME_BYTES: usize = 64;
@@ -97,6 +98,25 @@ pub trait Instance: Send {
     /// # Errors
     /// The task fails with it.
     fn reduce(&mut self, groups: &Groups, out: &mut Records) -> Result<(), ProgramError>;
+
+    /// Makes records of one group that is longer than [`MAX_GROUP_BYTES`], in the place of [`reduce`](Self::reduce).
+    /// Values that are left are not missed.
+    ///
+    /// # Errors
+    /// The task fails with it. Unless this is implemented: [`ProgramError::GroupTooLong`].
+    fn reduce_long(&mut self, group: &mut LongGroup<'_>) -> Result<(), ProgramError> {
+        Err(group.too_long())
+    }
+
+    /// Makes records of nothing: called once, in the place of [`reduce`](Self::reduce), in a job in which there is no
+    /// pair at all. There are none, unless this is implemented.
+    ///
+    /// # Errors
+    /// The task fails with it.
+    fn reduce_nothing(&mut self, out: &mut Records) -> Result<(), ProgramError> {
+        let _ = out;
+        Ok(())
+    }
 }
 
 /// Why a program did not do its part. It is the program's fault, or that of what it was given: it would happen
@@ -140,13 +160,16 @@ pub enum ProgramError {
     /// What it handed back makes no sense.
     #[error("the program's output makes no sense: {0}")]
     BadOutput(String),
-    /// A key has more values than can be handed to it at once.
+    /// A key has more values than can be handed to it at once, and it does not take them in pieces.
     #[error(
-        "the values of key {key} are longer than {MAX_GROUP_BYTES} bytes together (a program with `combine` keeps them short)"
+        "the values of the key `{key}` are {bytes} bytes together, and at most {MAX_GROUP_BYTES} can be handed to this \
+         program: give it a `combine` that keeps them short, or make it of functions of Rust, which take them one by one"
     )]
     GroupTooLong {
         /// The beginning of the key.
         key: String,
+        /// Bytes of the key and its values, as far as they were not combined.
+        bytes: u64,
     },
     /// It came as a component that is no program.
     #[error("the component is no program: {0}")]

@@ -2,7 +2,7 @@
 //!
 //! | name | arguments | what comes out |
 //! |---|---|---|
-//! | `count` | | how many records there are |
+//! | `count` | | how many records there are, also if there are none |
 //! | `word-count` | | each word (what blanks separate), a tab, and how often it occurs |
 //! | `frequency` | \[FIELD\] | each record, or each content of that field, a tab, and how often it occurs |
 //! | `top` | N \[FIELD\] | the N records with the greatest number in that field (the last unless given), greatest first |
@@ -15,7 +15,8 @@ use std::cmp::Reverse;
 
 use memchr::memmem::Finder;
 
-use super::batch::{Groups, Pairs, Records, Values};
+use super::batch::{Groups, Pairs, Records};
+use super::long::LongGroup;
 use super::native::{PairSink, Program, RecordSink};
 use super::program::{Executable, Instance, Limits, ProgramError, Shape};
 use crate::dataset::Format;
@@ -47,8 +48,9 @@ const ONE: [u8; 8] = 1u64.to_le_bytes();
 
 /// The sum of values that are numbers of 64 bits, little endian. What is not is not counted; it stops at the
 /// greatest.
-pub fn sum(values: Values<'_>) -> u64 {
-    let numbers = values.filter_map(|value| value.try_into().ok().map(u64::from_le_bytes));
+pub fn sum(values: impl IntoIterator<Item: AsRef<[u8]>>) -> u64 {
+    let numbers =
+        values.into_iter().filter_map(|value| value.as_ref().try_into().ok().map(u64::from_le_bytes));
     numbers.fold(0, u64::saturating_add)
 }
 
@@ -112,6 +114,10 @@ impl Instance for Count {
             out.push(sum(values).to_string().as_bytes()).map_err(ProgramError::bad_output)?;
         }
         Ok(())
+    }
+
+    fn reduce_nothing(&mut self, out: &mut Records) -> Result<(), ProgramError> {
+        out.push(b"0").map_err(ProgramError::bad_output)
     }
 }
 
@@ -226,6 +232,24 @@ impl Instance for Topping {
             for record in self.best(values) {
                 out.push(record).map_err(ProgramError::bad_output)?;
             }
+        }
+        Ok(())
+    }
+
+    fn reduce_long(&mut self, group: &mut LongGroup<'_>) -> Result<(), ProgramError> {
+        let (mut best, mut piece): (Vec<Vec<u8>>, _) = (Vec::new(), Groups::default());
+        while group.next_piece(&mut piece) {
+            let more = piece.iter().flat_map(|(_, values)| values);
+            best = self
+                .best(best.iter().map(Vec::as_slice).chain(more))
+                .into_iter()
+                .map(<[u8]>::to_vec)
+                .collect();
+        }
+        let mut out = Records::default();
+        for record in best {
+            out.push(&record).map_err(ProgramError::bad_output)?;
+            group.take(&mut out);
         }
         Ok(())
     }

@@ -1,23 +1,23 @@
 //! The second half of a job, for one range: the range's part of every run is merged, and each group reduced.
 //!
 //! In memory is one batch of groups. A group that is long is combined as it comes; if it stays longer than
-//! [`MAX_GROUP_BYTES`], or the program has no `combine`, the task fails and says so.
+//! [`MAX_GROUP_BYTES`], or the program has no `combine`, its values are read while the program takes them, piece by
+//! piece ([`LongGroup`]).
 
 use std::mem;
 
 use bytes::Bytes;
 
 use super::batch::{Groups, MAX_BATCH_BYTES, MAX_GROUP_BYTES, Pairs, Records};
+use super::long::{LongGroup, PIECE_BYTES};
 use super::merge::PairMerge;
 use super::program::{Instance, Limits, ProgramError, Shape};
 use super::{BATCH_BYTES, Budget, TaskError, check_pair};
 use crate::sort::{Fingerprint, MergeError};
 
-/// Longest part of a key that an error names, in bytes.
-const NAMED_KEY_BYTES: usize = 64;
-
 /// Merges the parts of one range, and hands the records that are made of it to `record`, in order. Returns the pairs
-/// that were consumed. Between batches `go_on` is asked whether to.
+/// that were consumed. Between batches `go_on` is asked whether to. A range in which there is nothing is given to it
+/// only if there is nothing in any.
 ///
 /// # Errors
 /// The task has failed then.
@@ -51,10 +51,23 @@ pub fn reduce<E, S: Iterator<Item = Result<Bytes, E>>>(
     };
     while let Some((key, value)) = merge.next_pair().map_err(source_error)? {
         consumed.add_pair(key, value);
-        reducer.pair(key, value)?;
+        if reducer.pair(key, value)? == Room::None {
+            reducer.reduce_long(&mut merge, &mut consumed)?;
+        }
     }
-    reducer.finish()?;
+    if consumed.records == 0 {
+        reducer.reduce_nothing()?;
+    } else {
+        reducer.finish()?;
+    }
     Ok(consumed)
+}
+
+/// Whether there is room for more values of the group that is being collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Left,
+    None,
 }
 
 struct Reducer<'a> {
@@ -75,7 +88,7 @@ struct Reducer<'a> {
 }
 
 impl Reducer<'_> {
-    fn pair(&mut self, key: &[u8], value: &[u8]) -> Result<(), TaskError> {
+    fn pair(&mut self, key: &[u8], value: &[u8]) -> Result<Room, TaskError> {
         if self.values.is_empty() || self.key != key {
             self.end_group()?;
             self.key.clear();
@@ -85,18 +98,14 @@ impl Reducer<'_> {
         self.add_value(value)
     }
 
-    fn add_value(&mut self, value: &[u8]) -> Result<(), TaskError> {
+    fn add_value(&mut self, value: &[u8]) -> Result<Room, TaskError> {
         self.values.push(b"", value).map_err(ProgramError::bad_output)?;
         if self.combines && self.values.bytes().len() >= self.combine_at {
             self.combine()?;
             self.combine_at = BATCH_BYTES.max(self.values.bytes().len() * 2);
         }
-        if self.key.len() + self.values.bytes().len() > MAX_GROUP_BYTES {
-            let named = &self.key[..self.key.len().min(NAMED_KEY_BYTES)];
-            let key = named.escape_ascii().to_string();
-            return Err(ProgramError::GroupTooLong { key }.into());
-        }
-        Ok(())
+        let is_full = self.key.len() + self.values.bytes().len() > MAX_GROUP_BYTES;
+        Ok(if is_full { Room::None } else { Room::Left })
     }
 
     /// Lets the program shorten the group that is being collected.
@@ -150,22 +159,81 @@ impl Reducer<'_> {
         Ok(())
     }
 
+    /// Reduces the groups that wait.
     fn reduce(&mut self) -> Result<(), TaskError> {
+        if self.whole.is_empty() {
+            return Ok(());
+        }
         (self.go_on)()?;
         self.out.clear();
         self.instance.reduce(&self.whole, &mut self.out)?;
         self.whole.clear();
-        self.output.spend(self.out.bytes().len())?;
-        for record in self.out.iter() {
-            (self.record)(record)?;
+        hand_out(&self.out, &mut self.output, self.record)
+    }
+
+    /// Reduces the group that is being collected, which is long, with all that is still to come of it.
+    fn reduce_long<E, S: Iterator<Item = Result<Bytes, E>>>(
+        &mut self,
+        merge: &mut PairMerge<S>,
+        consumed: &mut Fingerprint,
+    ) -> Result<(), TaskError> {
+        self.reduce()?;
+        let key = mem::take(&mut self.key);
+        let (mut collected, mut next) = (mem::take(&mut self.values), 0);
+        let Self { instance, go_on, output, record, .. } = self;
+        let mut pull = |piece: &mut Groups| {
+            go_on()?;
+            piece.clear();
+            piece.push_key(&key).map_err(ProgramError::bad_output)?;
+            let mut is_there = false;
+            while piece.bytes().len() - key.len() < PIECE_BYTES {
+                let value = if next < collected.len() {
+                    next += 1;
+                    collected.get(next - 1).1
+                } else {
+                    // Its room is not needed any more.
+                    (collected, next) = (Pairs::default(), 0);
+                    let Some(value) = merge.next_value_of(&key).map_err(source_error)? else { break };
+                    consumed.add_pair(&key, value);
+                    value
+                };
+                piece.push_value(value).map_err(ProgramError::bad_output)?;
+                is_there = true;
+            }
+            Ok(is_there)
+        };
+        let mut take = |records: &Records| hand_out(records, output, *record);
+        let mut group = LongGroup::new(&key, &mut pull, &mut take);
+        let reduced = instance.reduce_long(&mut group);
+        // Whatever the program made of it.
+        if let Some(failed) = group.failed() {
+            return Err(failed);
+        }
+        reduced?;
+        while let Some(value) = merge.next_value_of(&key).map_err(source_error)? {
+            consumed.add_pair(&key, value);
         }
         Ok(())
     }
 
+    fn reduce_nothing(mut self) -> Result<(), TaskError> {
+        self.instance.reduce_nothing(&mut self.out)?;
+        hand_out(&self.out, &mut self.output, self.record)
+    }
+
     fn finish(mut self) -> Result<(), TaskError> {
         self.end_group()?;
-        if self.whole.is_empty() { Ok(()) } else { self.reduce() }
+        self.reduce()
     }
+}
+
+fn hand_out(
+    records: &Records,
+    output: &mut Budget,
+    record: &mut dyn FnMut(&[u8]) -> Result<(), TaskError>,
+) -> Result<(), TaskError> {
+    output.spend(records.bytes().len())?;
+    records.iter().try_for_each(record)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err")]

@@ -88,6 +88,12 @@ fn job(
     }
     let (mut out, mut consumed) = (Vec::new(), Fingerprint::default());
     for range in 0..cut.ranges as usize {
+        // Ranges in which there is nothing are left out, unless there is nothing in any.
+        let is_empty = runs.iter().all(|(parts, _)| parts[range].bytes == 0);
+        if is_empty && (produced.records > 0 || range > 0) {
+            out.push(Vec::new());
+            continue;
+        }
         let sources = runs.iter().map(|(parts, bytes)| {
             let start: u64 = parts[..range].iter().map(|part| part.bytes).sum();
             let bytes =
@@ -113,17 +119,17 @@ fn ready(name: &str) -> Program {
 
 /// Counts words, with values of different lengths.
 fn counting_in_text() -> Program {
-    let sum = |counts: Values<'_>| -> u64 {
-        counts.map(|count| str::from_utf8(count).unwrap().parse::<u64>().unwrap()).sum()
-    };
+    fn sum(counts: impl Iterator<Item: AsRef<[u8]>>) -> u64 {
+        counts.map(|count| str::from_utf8(count.as_ref()).unwrap().parse::<u64>().unwrap()).sum()
+    }
     Program::new("words", 1)
         .map(|line, out| {
             line.split(|byte| *byte == b' ')
                 .filter(|word| !word.is_empty())
                 .for_each(|word| out.pair(word, b"1"));
         })
-        .combine(move |_, counts, count| count.extend_from_slice(sum(counts).to_string().as_bytes()))
-        .reduce(move |word, counts, out| {
+        .combine(|_, counts, count| count.extend_from_slice(sum(counts).to_string().as_bytes()))
+        .reduce(|word, counts, out| {
             out.record(&[word, format!("\t{}", sum(counts)).as_bytes()].concat());
         })
 }
@@ -185,7 +191,7 @@ proptest! {
                 }
             })
             .reduce(|word, lengths, out| {
-                let mut lengths: Vec<&[u8]> = lengths.collect();
+                let mut lengths: Vec<Value<'_>> = lengths.collect();
                 lengths.sort_unstable();
                 out.record(&[word, b":", &lengths.join(&b' ')].concat());
             });
@@ -224,8 +230,7 @@ proptest! {
     fn the_other_ready_made_programs(blocks in texts(), cut in cuts(), many in 1..40usize) {
         let lines: Vec<Vec<u8>> = blocks.concat();
         let found = job(&ready("count"), &[], &blocks, &cut).unwrap().concat();
-        let wanted = if lines.is_empty() { vec![] } else { vec![lines.len().to_string().into_bytes()] };
-        prop_assert_eq!(found, wanted);
+        prop_assert_eq!(found, vec![lines.len().to_string().into_bytes()]);
 
         let mut found = job(&ready("distinct"), &[], &blocks, &cut).unwrap().concat();
         found.sort();
@@ -281,16 +286,120 @@ fn a_full_table_is_spilled_and_nothing_of_it_lost() {
     assert_eq!(found, wanted);
 }
 
+/// A group of 20 MB between two short ones.
+fn with_a_long_group(program: Program) -> Result<Vec<Vec<u8>>, TaskError> {
+    let value = vec![b'x'; 100_000];
+    let program = program.map(move |record, out| out.pair(record, &value));
+    let mut records = vec![b"the key".to_vec(); 200];
+    records.extend([b"after".to_vec(), b"before".to_vec(), b"zz".to_vec()]);
+    let cut = Cut { ranges: 1, tasks: 1, table_bytes: TABLE_BYTES, piece: 100_000 };
+    Ok(job(&program, &[], &[records], &cut)?.concat())
+}
+
+#[test]
+fn a_long_group_is_taken_piece_by_piece() {
+    let lengths = Program::new("lengths", 1).reduce(|key, values, out| {
+        let (mut count, mut bytes) = (0, 0);
+        for value in values {
+            (count, bytes) = (count + 1, bytes + value.len());
+        }
+        out.record(&[key, format!(" {count} {bytes}").as_bytes()].concat());
+    });
+    let wanted = ["after 1 100000", "before 1 100000", "the key 200 20000000", "zz 1 100000"];
+    assert_eq!(with_a_long_group(lengths).unwrap(), wanted.map(|text| text.as_bytes().to_vec()));
+
+    // More of it than one call may hand back; values that are kept stay what they are; others are not missed.
+    let repeats = Program::new("repeats", 1).reduce(|key, values, out| {
+        if key == b"the key" {
+            let kept: Vec<Value<'_>> = values.collect();
+            (0..4).for_each(|_| kept.iter().for_each(|value| out.record(value)));
+        } else {
+            out.record(key);
+        }
+    });
+    let records = with_a_long_group(repeats).unwrap();
+    assert_eq!((records.len(), records.last().unwrap().as_slice()), (803, &b"zz"[..]));
+    assert!(records[2..802].iter().all(|record| record.len() == 100_000));
+    let distinct = Program::new("distinct", 1).reduce(|key, _, out| out.record(key));
+    assert_eq!(
+        with_a_long_group(distinct).unwrap(),
+        ["after", "before", "the key", "zz"].map(|text| text.as_bytes().to_vec())
+    );
+
+    // What is wrong with the program is said, and what is wrong beside it.
+    let panics = Program::new("panics", 1).reduce(|_, values, _| assert!(values.count() < 200, "as it must"));
+    let Err(TaskError::Program(error)) = with_a_long_group(panics) else { panic!() };
+    assert_eq!(error, ProgramError::failed("it panicked: as it must"));
+    let cut_off = [Ok(Bytes::from(long_run())), Err(())];
+    let keeps_all = Program::new("keeps", 1).reduce(|key, values, out| {
+        values.for_each(drop);
+        out.record(key);
+    });
+    let executable = keeps_all.executable();
+    let instance = executable.start(&[], &Limits::default()).unwrap();
+    let about = (executable.shape(), &Limits::default());
+    let reduced = reduce(instance, about, [cut_off.into_iter()], &go_on, &mut |_| Ok(()));
+    assert!(matches!(reduced, Err(TaskError::Source { at: 0 })), "{reduced:?}");
+}
+
+/// The beginning of a run of one range in which a key has more values than can be handed over at once.
+fn long_run() -> Vec<u8> {
+    let program = Program::new("ones", 1).map(|record, out| out.pair(b"key", record)).reduce(|_, _, _| {});
+    let records = vec![vec![b'x'; 1000]; MAX_GROUP_BYTES / 1000 + 1000];
+    let ranges = Ranges { count: 1, by: Partitioning::Key };
+    map_task(&program, &[], ranges, TABLE_BYTES, &[(0, &records)]).unwrap().1
+}
+
+#[test]
+fn the_best_of_records_that_are_long_together() {
+    let records: Vec<Vec<u8>> =
+        (0..400u32).map(|number| format!("{number} {}", "x".repeat(60_000)).into_bytes()).collect();
+    let cut = Cut { ranges: 1, tasks: 2, table_bytes: TABLE_BYTES, piece: 100_000 };
+    let found = job(&ready("top"), &["300", "1"], &[records[..200].to_vec(), records[200..].to_vec()], &cut);
+    let wanted: Vec<Vec<u8>> = records.into_iter().rev().take(300).collect();
+    assert!(found.unwrap().concat() == wanted);
+}
+
 #[test]
 fn a_group_that_is_too_long_is_named() {
     let value = vec![b'x'; 100_000];
-    let program = Program::new("long", 1)
-        .map(move |_, out| out.pair(b"the key", &value))
-        .reduce(|key, _, out| out.record(key));
+    let whole = Program::from_executable("whole", 1, Whole(value));
     let blocks = vec![vec![b"x".to_vec(); 200]];
     let cut = Cut { ranges: 1, tasks: 1, table_bytes: TABLE_BYTES, piece: 100_000 };
-    let Err(TaskError::Program(error)) = job(&program, &[], &blocks, &cut) else { panic!() };
-    assert_eq!(error, ProgramError::GroupTooLong { key: "the key".to_owned() });
+    let Err(TaskError::Program(error)) = job(&whole, &[], &blocks, &cut) else { panic!() };
+    assert_eq!(error, ProgramError::GroupTooLong { key: "the key".to_owned(), bytes: 20_000_007 });
+    assert!(
+        error.to_string().contains("the key `the key` are 20000007 bytes together, and at most 16777216"),
+        "{error}"
+    );
+}
+
+/// Makes pairs of one key, and takes groups only as a whole.
+#[derive(Debug, Clone)]
+struct Whole(Vec<u8>);
+
+impl Executable for Whole {
+    fn shape(&self) -> Shape {
+        Shape { combine: false, reduce: true }
+    }
+
+    fn start(&self, _: &[Vec<u8>], _: &Limits) -> Result<Box<dyn Instance>, ProgramError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Instance for Whole {
+    fn map(&mut self, records: &Records, out: &mut Pairs) -> Result<(), ProgramError> {
+        records.iter().try_for_each(|_| out.push(b"the key", &self.0)).map_err(ProgramError::bad_output)
+    }
+
+    fn combine(&mut self, _: &Groups, _: &mut Pairs) -> Result<(), ProgramError> {
+        Ok(())
+    }
+
+    fn reduce(&mut self, _: &Groups, _: &mut Records) -> Result<(), ProgramError> {
+        Ok(())
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::blocks::Blocks;
 use super::clock::Clock;
 use super::core::{Core, CoreConfig};
 use super::data::{Data, DataError, Found, FoundSwarm};
+use super::memory::{DEFAULT_JOB_MEMORY, MIN_JOB_MEMORY};
 use super::programs::{Programs, ProgramsError};
 use super::rendezvous::{FoundingLock, Registration, Rendezvous};
 use super::rpc::NodeRpc;
@@ -71,6 +72,7 @@ pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     loading: Option<Loading>,
     block_budget: u64,
+    job_memory: u64,
     programs: Vec<Program>,
 }
 
@@ -109,6 +111,7 @@ impl Default for NodeBuilder {
             data_dir: None,
             loading: None,
             block_budget: DEFAULT_BLOCK_BUDGET,
+            job_memory: DEFAULT_JOB_MEMORY,
             programs: Vec::new(),
         }
     }
@@ -221,6 +224,15 @@ impl NodeBuilder {
         self
     }
 
+    /// How many bytes of memory jobs and sorts take at most on this node, all tasks together; a task that would need
+    /// more waits until others have ended. Meant is what the node needs for them, and shipped code; what functions of
+    /// Rust allocate themselves is not in it. Less than [`MIN_JOB_MEMORY`]
+    /// is taken as that. Default [`DEFAULT_JOB_MEMORY`].
+    pub fn job_memory(mut self, bytes: u64) -> Self {
+        self.job_memory = bytes.max(MIN_JOB_MEMORY);
+        self
+    }
+
     /// Registers a program that jobs can name, beside the [ready-made](crate::compute::ready) ones; repeatable. A job
     /// runs on the members that have its program.
     pub fn program(mut self, program: Program) -> Self {
@@ -323,7 +335,16 @@ impl NodeBuilder {
             Arc::clone(&shared),
         )
         .with_data(data);
-        let node = Node::assemble(Parts { rpc, shared, swarm, secret, runtime, assignments, programs });
+        let node = Node::assemble(Parts {
+            rpc,
+            shared,
+            swarm,
+            secret,
+            runtime,
+            assignments,
+            programs,
+            job_memory: self.job_memory,
+        });
         node.keep_registered(rendezvous, lock);
         Ok(node)
     }

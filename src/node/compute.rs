@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
+use super::memory;
 use super::shuffle::{self, Fetching, Filler};
 use super::work::{Desk, Room, RunFile, WRITE_BYTES};
 use crate::compute::{
@@ -23,13 +24,17 @@ use crate::compute::{
 use crate::dataset::{Format, MAX_BLOCK_BYTES};
 use crate::id::{JobId, PartitionId, SwarmId};
 use crate::sort::Fingerprint;
+use crate::state_machine::MAX_SCAN_BYTES;
 use crate::wire::{
     Cut, Destination, Errand, InputRef, MAX_RANGES, MAX_RUNS, MAX_TASK_BLOCKS, MAX_TOLD_RANGE_BYTES,
-    MapInput, RunRef, Site, WorkError, WorkResponse,
+    MapInput, ProgramRef, RunRef, Site, WorkError, WorkResponse,
 };
 
 /// Pages of keys that wait to be mapped.
 const WAITING_PAGES: usize = 1;
+/// Bytes of pages of keys: one is mapped, some wait, one has come; each as entries and as records, and its last entry
+/// may be as long as all others.
+const PAGES_BYTES: u64 = (WAITING_PAGES as u64 + 2) * 2 * 2 * MAX_SCAN_BYTES as u64;
 
 /// A part of the input to map.
 pub(super) struct MapPart {
@@ -63,6 +68,15 @@ struct Attempt {
 }
 
 impl Attempt {
+    /// Bytes of memory that it may grow to by itself.
+    fn own_memory(&self) -> u64 {
+        match self.errand.program {
+            ProgramRef::Shipped { .. } => self.errand.limits.memory_bytes,
+            // Nobody knows.
+            ProgramRef::Named { .. } => 0,
+        }
+    }
+
     fn start(&self) -> Result<Box<dyn crate::compute::Instance>, WorkError> {
         let arguments: Vec<Vec<u8>> =
             self.errand.arguments.iter().map(|argument| argument.to_vec()).collect();
@@ -116,6 +130,11 @@ impl Desk {
         };
         let ranges = Ranges { count: map.ranges, by };
         let mapping = async {
+            let input_bytes = match &map.input {
+                MapInput::Blocks { blocks, .. } => memory::of_blocks(blocks),
+                MapInput::Keys { .. } => PAGES_BYTES,
+            };
+            let _memory = self.memory(memory::of_mapping(input_bytes, attempt.own_memory())).await?;
             match map.input {
                 MapInput::Blocks { blocks, format } => self.map_blocks(attempt, ranges, blocks, format).await,
                 MapInput::Keys { partition, prefix } => {
@@ -227,6 +246,7 @@ impl Desk {
         let attempt = self.attempt(range.errand.clone(), stop).await?;
         let reducing = async {
             let _turn = self.merges.acquire().await.map_err(|_| WorkError::Ended)?;
+            let _memory = self.memory(memory::of_reducing(&range.runs, attempt.own_memory())).await?;
             self.reduce_range(range, attempt).await
         };
         opened.ended.run_until_cancelled(reducing).await.unwrap_or(Err(WorkError::Ended))

@@ -15,6 +15,7 @@ mod data;
 mod event;
 mod export;
 mod founding;
+mod memory;
 mod merge;
 mod merge_range;
 mod programs;
@@ -23,6 +24,7 @@ mod rendezvous;
 mod repair;
 mod rpc;
 mod runtime;
+mod scrub;
 #[cfg_attr(not(feature = "wasm"), path = "unshipped.rs")]
 mod shipped;
 mod shuffle;
@@ -47,6 +49,7 @@ pub use builder::{
 };
 pub use data::DataError;
 pub use event::{MemberChange, NodeEvent};
+pub use memory::{DEFAULT_JOB_MEMORY, MIN_JOB_MEMORY};
 pub use programs::ProgramsError;
 pub use rpc::NodeRpc;
 pub use visitor::{ConnectError, Visitor, VisitorBuilder};
@@ -60,6 +63,7 @@ use programs::Programs;
 use rendezvous::{FoundingLock, Registration, Rendezvous};
 use repair::Repair;
 use runtime::{Input, Runtime, Shared};
+use scrub::Scrub;
 use work::{Assignment, Worker};
 
 /// Longest that a node which looks for its swarm keeps other processes of this user from doing so.
@@ -114,6 +118,7 @@ struct Parts {
     runtime: Runtime,
     assignments: mpsc::Receiver<Assignment>,
     programs: Arc<Programs>,
+    job_memory: u64,
 }
 
 impl Node {
@@ -134,12 +139,15 @@ impl Node {
             stop: parts.shared.stop.clone(),
         };
         tasks.spawn(repair.run());
+        let scrub = Scrub { blocks: Arc::clone(&parts.rpc.blocks), stop: parts.shared.stop.clone() };
+        tasks.spawn(scrub.run());
         let worker = Worker {
             me: parts.rpc.me,
             client: new_client(parts.rpc.clone()),
             blocks: Arc::clone(&parts.rpc.blocks),
             rpc: parts.rpc.clone(),
             programs: parts.programs,
+            memory: parts.job_memory,
             assignments: parts.assignments,
             stop: parts.shared.stop.clone(),
         };

@@ -31,8 +31,10 @@ const WAITING_BLOCKS: usize = 1;
 const MAX_UNDER_WAY: usize = 3;
 /// Longest wait for a part of a run.
 const PART_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of runs that one range has in memory, about: parts are shorter when runs are many.
+/// Bytes of runs that one range has in memory: parts are shorter when runs are many, down to [`MIN_PART_BYTES`].
 const RANGE_BYTES: usize = 64 * 1024 * 1024;
+/// Parts that there are of a run: one is merged, some wait, and one has come and cannot wait yet.
+const PARTS_PER_RUN: usize = READ_AHEAD + 2;
 /// Shortest part that is asked for.
 const MIN_PART_BYTES: usize = 16 * 1024;
 /// Parts that are asked for at the same time, for one range.
@@ -59,9 +61,7 @@ impl Fetching {
         let mut tasks = JoinSet::new();
         let mut sources = Vec::with_capacity(runs.len());
         let turns = Arc::new(Semaphore::new(MAX_ASKED_PARTS));
-        // Of each run one part is being merged and one waits.
-        let part = RANGE_BYTES / (READ_AHEAD + 1) / runs.len().max(1);
-        let limit = u32::try_from(part.max(MIN_PART_BYTES)).unwrap_or(MAX_PART_BYTES).min(MAX_PART_BYTES);
+        let limit = part_bytes(runs.len());
         for run in runs {
             let (sender, receiver) = mpsc::channel(READ_AHEAD);
             let far = run.node != desk.me;
@@ -73,10 +73,22 @@ impl Fetching {
         Self { sources, moved, _tasks: tasks }
     }
 
+    /// Bytes of these runs that are in memory at once, at most.
+    pub(super) fn memory(runs: &[RunRef]) -> u64 {
+        let at_once = u64::from(part_bytes(runs.len())) * PARTS_PER_RUN as u64;
+        runs.iter().map(|run| run.bytes.min(at_once)).sum()
+    }
+
     /// Bytes that came from other nodes so far.
     pub(super) fn moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
     }
+}
+
+/// How long parts are if there are so many runs.
+fn part_bytes(runs: usize) -> u32 {
+    let part = RANGE_BYTES / PARTS_PER_RUN / runs.max(1);
+    u32::try_from(part.max(MIN_PART_BYTES)).unwrap_or(MAX_PART_BYTES).min(MAX_PART_BYTES)
 }
 
 /// Fetches one range of one run, part by part.

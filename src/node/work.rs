@@ -2,7 +2,7 @@
 //!
 //! Runs are files beside the node's blocks, and count as such. They go when the job ends, or when nobody has asked
 //! for anything of the job for a while: whoever ran it may be gone. How many tasks compute at the same time is
-//! bounded by the machine's processors, and each by its number of blocks or by what it reads ahead.
+//! bounded by the machine's processors, and by the memory that all of them may take together.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocks::Blocks;
 use super::clock::Clock;
 use super::compute::{MapPart, ReduceRange};
+use super::memory::{self, Memory, Taken};
 use super::merge_range::MergeRange;
 use super::programs::Programs;
 use super::rpc::NodeRpc;
@@ -68,6 +69,8 @@ pub(super) struct Worker {
     pub(super) client: Client<NodeRpc>,
     pub(super) blocks: Arc<Blocks>,
     pub(super) programs: Arc<Programs>,
+    /// Bytes of memory for all tasks together.
+    pub(super) memory: u64,
     pub(super) assignments: mpsc::Receiver<Assignment>,
     pub(super) stop: CancellationToken,
 }
@@ -81,6 +84,7 @@ impl Worker {
             client: self.client.clone(),
             blocks: Arc::clone(&self.blocks),
             programs: Arc::clone(&self.programs),
+            memory: Memory::new(self.memory),
             processors: Arc::new(Semaphore::new(processors)),
             merges: Semaphore::new(processors + READING_AHEAD),
             jobs: Mutex::default(),
@@ -116,6 +120,7 @@ pub(super) struct Desk {
     pub(super) client: Client<NodeRpc>,
     blocks: Arc<Blocks>,
     pub(super) programs: Arc<Programs>,
+    memory: Memory,
     processors: Arc<Semaphore>,
     /// Merges under way: each reads thousands of runs.
     pub(super) merges: Semaphore,
@@ -258,7 +263,11 @@ impl Desk {
             return Err(WorkError::Limit);
         }
         let opened = self.open(task.job)?;
-        opened.ended.run_until_cancelled(self.sort(task)).await.unwrap_or(Err(WorkError::Ended))
+        let sorting = async {
+            let _memory = self.memory(memory::of_sorting(&task.blocks, !task.order.is_whole())).await?;
+            self.sort(task).await
+        };
+        opened.ended.run_until_cancelled(sorting).await.unwrap_or(Err(WorkError::Ended))
     }
 
     async fn merge_unless_ended(self: &Arc<Self>, merge: MergeRange) -> Result<WorkResponse, WorkError> {
@@ -268,6 +277,7 @@ impl Desk {
         let opened = self.open(merge.job)?;
         let merged = async {
             let _turn = self.merges.acquire().await.map_err(|_| WorkError::Ended)?;
+            let _memory = self.memory(memory::of_merging(&merge.runs)).await?;
             merge.run(self).await
         };
         opened.ended.run_until_cancelled(merged).await.unwrap_or(Err(WorkError::Ended))
@@ -283,6 +293,7 @@ impl Desk {
         if !is_possible(order, &blocks) || count > MAX_BLOCK_SAMPLES {
             return Err(WorkError::Limit);
         }
+        let _memory = self.memory(memory::of_blocks(&blocks)).await?;
         let (found, _) = self.fetch(&blocks).await?;
         let pick = move || -> Vec<Sample> {
             let picked = found
@@ -413,6 +424,11 @@ impl Desk {
             found.push((wanted.position, bytes));
         }
         Ok((found, fetched))
+    }
+
+    /// Waits until there is so much memory for a task.
+    pub(super) async fn memory(&self, bytes: u64) -> Result<Taken, WorkError> {
+        self.memory.take(bytes).await.ok_or(WorkError::Ended)
     }
 
     /// Lets a thread compute, when a processor is free.

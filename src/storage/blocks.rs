@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -363,6 +364,18 @@ impl BlockStore {
         state.datasets.get(&dataset).map(|held| held.blocks.keys().copied().collect()).unwrap_or_default()
     }
 
+    /// Which block that is kept comes behind another one, by dataset and number; `None`: the first.
+    pub fn next_after(&self, block: Option<BlockId>) -> Option<BlockId> {
+        let state = self.state();
+        let from = block.map_or(DatasetId(0), |block| block.dataset);
+        state.datasets.range(from..).find_map(|(dataset, held)| {
+            let behind = block.filter(|block| block.dataset == *dataset).map(|block| block.number);
+            let first = behind.map_or(Bound::Unbounded, Bound::Excluded);
+            let (number, _) = held.blocks.range((first, Bound::Unbounded)).next()?;
+            Some(BlockId { dataset: *dataset, number: *number })
+        })
+    }
+
     /// Drops a block.
     pub fn remove(&self, block: BlockId) {
         let mut state = self.state();
@@ -578,6 +591,9 @@ mod tests {
         assert_eq!(store.datasets(), [(DatasetId(1), b"name".to_vec())]);
         assert_eq!(store.numbers(DatasetId(1)), [0, 9]);
         assert_eq!(store.held(&[block(1, 0), block(1, 1), block(2, 0)]), [true, false, false]);
+        let after = |block| store.next_after(Some(block));
+        assert_eq!((store.next_after(None), after(block(0, 5))), (Some(block(1, 0)), Some(block(1, 0))));
+        assert_eq!((after(block(1, 0)), after(block(1, 9))), (Some(block(1, 9)), None));
         store.remove(block(1, 0));
         store.remove_dataset(DatasetId(1));
         assert_eq!((store.count(), store.used(), store.datasets().len()), (0, 0, 0));

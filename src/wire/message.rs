@@ -11,7 +11,7 @@ use crate::ring::MAX_PARTITIONS;
 use crate::state_machine::{Answer, Operation, Origin, Query, Reply, Watch};
 
 /// Spoken by this build. Peers that speak another one are refused when the link is made.
-pub const PROTOCOL_VERSION: u8 = 5;
+pub const PROTOCOL_VERSION: u8 = 6;
 
 /// Longest [`Request::Wait`], in milliseconds: one caller that vanished costs the leader no more than this.
 pub const MAX_WAIT_MS: u32 = 30_000;

@@ -13,7 +13,7 @@ use crate::id::{PartitionId, ReplicaId, SessionId, SwarmId, Version};
 use crate::replication::{Body, GroupMessage, LogEntry, RaftKind, RaftMessage};
 use crate::state_machine::{Answer, Entry, Operation, Origin, Query, Reply};
 
-const RECORDED_VERSION: u8 = 5;
+const RECORDED_VERSION: u8 = 6;
 const SWARM: SwarmId = SwarmId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
 const PARTITION: PartitionId = PartitionId(300);
 

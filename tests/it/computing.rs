@@ -112,6 +112,8 @@ async fn ready_made_programs_make_what_one_process_would() {
     put(&client, "empty", b"").await;
     let summary = run(client.job("word-count").input("empty").output("no words")).await;
     assert_eq!((summary.records, summary.tasks.0), (0, 0));
+    assert_eq!(collect(client.job("count").input("empty")).await, ["0"]);
+    assert_eq!(collect(client.job("count").keys("none/")).await, ["0"]);
     visitor.close().await;
 }
 
@@ -212,10 +214,7 @@ async fn what_a_program_does_wrong_is_said_and_harms_nobody() {
         let floods = Program::new("floods", 1).map(|line, out| (0..100).for_each(|_| out.record(line)));
         let slow = Program::new("slow", 1).map(|_, _| std::thread::sleep(Duration::from_micros(100)));
         let breaks = Program::new("breaks", 1).map(|_, out| out.record(b"two\nlines"));
-        let long = Program::new("long", 1)
-            .map(|_, out| out.pair(b"key", &[b'x'; 1000]))
-            .reduce(|_, _, out| out.record(b"never"));
-        [panics, floods, slow, breaks, long].into_iter().fold(on(&machine), NodeBuilder::program)
+        [panics, floods, slow, breaks].into_iter().fold(on(&machine), NodeBuilder::program)
     };
     let nodes = nodes(2, bad).await;
     let client = nodes[0].client();
@@ -242,8 +241,6 @@ async fn what_a_program_does_wrong_is_said_and_harms_nobody() {
         matches!(site, Site::Range(_)) && error.to_string().contains("the format lines"),
         "{site} {error}"
     );
-    let (_, error) = fails(client.job("long").input("lines")).await;
-    assert_eq!(error, ProgramError::GroupTooLong { key: "key".to_owned() });
     let (site, _) = fails(client.job("top").argument("many").input("lines")).await;
     assert_eq!(site, Site::Start);
     let flood = client.job("floods").input("lines").collect(|_| {}).await.unwrap_err();

@@ -21,6 +21,7 @@ mod lab;
 mod locks;
 #[cfg(feature = "wasm")]
 mod shipping;
+mod skew;
 mod sorting;
 mod swarm;
 #[cfg(feature = "wasm")]

@@ -125,6 +125,8 @@ pub(in crate::client) struct Plan<I, F, S> {
     ranges: Vec<State<S>>,
     /// Bytes of each range in the runs that are there.
     range_bytes: Vec<u64>,
+    /// Something is made even if there is nothing in any range.
+    makes_of_nothing: bool,
     /// How long tasks took that ended well: those that make runs, those that merge ranges.
     took: [Vec<Duration>; 2],
     again: u64,
@@ -186,10 +188,16 @@ impl<I, F: Parts, S> Plan<I, F, S> {
             parts,
             ranges: (0..ranges).map(|_| State::new()).collect(),
             range_bytes: vec![0; ranges],
+            makes_of_nothing: false,
             took: [Vec::new(), Vec::new()],
             again: 0,
             second_attempts: 0,
         }
+    }
+
+    /// Something is to be made even if there is nothing in any range: of the first.
+    pub(in crate::client) fn making_of_nothing(self, makes_of_nothing: bool) -> Self {
+        Self { makes_of_nothing, ..self }
     }
 
     /// What a node can do now, if anything.
@@ -211,10 +219,13 @@ impl<I, F: Parts, S> Plan<I, F, S> {
         self.runs.iter().all(|run| run.done.is_some())
     }
 
-    /// Ranges that hold anything and are not done.
+    /// Ranges that are to be done and are not.
     fn open_ranges(&self) -> impl Iterator<Item = usize> {
-        (0..self.ranges.len())
-            .filter(|range| self.range_bytes[*range] > 0 && self.ranges[*range].done.is_none())
+        let of_nothing = self.makes_of_nothing && self.range_bytes.iter().all(|bytes| *bytes == 0);
+        (0..self.ranges.len()).filter(move |range| {
+            let is_meant = self.range_bytes[*range] > 0 || (of_nothing && *range == 0);
+            is_meant && self.ranges[*range].done.is_none()
+        })
     }
 
     /// It is given to a node.

@@ -121,6 +121,13 @@ fn a_range_that_holds_nothing_needs_nobody() {
     plan.ended(attempt, RANGE, NOW).unwrap();
     assert!(plan.is_done());
     assert!(TestPlan::new(Vec::new(), 2).is_done());
+    // Unless something is made of nothing, once.
+    let mut plan = TestPlan::new(Vec::new(), 2).making_of_nothing(true);
+    assert!(!plan.is_done());
+    let attempt = plan.begin(plan.next_for(node(1), NOW).unwrap(), node(1), NOW);
+    assert_eq!((attempt.task, plan.next_for(node(1), NOW)), (Next::Range(0), None));
+    plan.ended(attempt, Ok(Made::Range(())), NOW).unwrap();
+    assert!(plan.is_done());
 }
 
 #[test]
