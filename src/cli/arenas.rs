@@ -9,23 +9,22 @@
 /// Read by glibc. Whoever sets it has chosen.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const VARIABLE: &str = "MALLOC_ARENA_MAX";
-/// One for the threads that do what a node does all the time, and one for those that compute.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const ARENAS: &str = "2";
 
-/// Begins this process once more, with few arenas, unless they are few already. If that cannot be done it goes on.
+/// Begins this process once more, with few arenas, unless somebody has said how many: one for each of the `threads` that
+/// do what a node does all the time, and one for all those that compute. If that cannot be done it goes on.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(super) fn make_few() {
+pub(super) fn make_few(threads: usize) {
     use std::os::unix::process::CommandExt as _;
 
     let mut args = std::env::args_os();
     let (Some(name), Ok(program)) = (args.next(), std::env::current_exe()) else { return };
     if std::env::var_os(VARIABLE).is_none() {
-        let error = std::process::Command::new(program).arg0(name).args(args).env(VARIABLE, ARENAS).exec();
+        let arenas = (threads + 1).to_string();
+        let error = std::process::Command::new(program).arg0(name).args(args).env(VARIABLE, arenas).exec();
         tracing::debug!(%error, "memory that was freed may stay with this process");
     }
 }
 
 /// Other allocators do otherwise.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(super) fn make_few() {}
+pub(super) fn make_few(_threads: usize) {}

@@ -93,11 +93,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if rejected.print() { Code::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
-    if matches!(invocation.command, Command::Up(_)) {
-        arenas::make_few();
-    }
     let format = invocation.format;
     let threads = invocation.threads.unwrap_or_else(default_threads);
+    if matches!(invocation.command, Command::Up(_)) {
+        arenas::make_few(threads);
+    }
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
             Ok(runtime) => runtime,
