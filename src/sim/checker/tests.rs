@@ -304,7 +304,7 @@ fn many_operations_of_unknown_outcome_are_judged_quickly() {
         recorder.invoke(1, b"k", Op::Delete).unknown();
     }
     let mut version = 0;
-    for _ in 0..30 {
+    for _ in 0..15 {
         version += 1;
         recorder.invoke(2, b"k", Op::Put(b"seen".to_vec())).ok(Ret::Written(Version(version)));
         recorder.invoke(2, b"k", Op::Get).ok(Ret::Entry(None));
