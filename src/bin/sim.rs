@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --profile sim --no-default-features --features sim --bin sim -- --seeds 1000
 //! cargo run --profile sim --no-default-features --features sim --bin sim -- --seed 17 --trace
-//! cargo run --profile sim --features mutations --bin sim -- --mutations
+//! cargo run --profile sim --no-default-features --features mutations --bin sim -- --mutations
 //! ```
 
 use std::collections::BTreeMap;
