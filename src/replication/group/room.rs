@@ -76,8 +76,12 @@ impl Group {
         })
     }
 
-    /// Whether nothing that is proposed now would get onto the disks of a majority.
+    /// Whether nothing that is proposed now would get onto the disks of a majority, of those that are linked.
     fn lacks_room(&self, shared: &Shared) -> bool {
+        let has_full = self.lead.as_ref().is_some_and(|lead| lead.room.values().any(|room| room.full));
+        if !has_full && !shared.is_full() {
+            return false;
+        }
         let is_linked = |id| self.node_of(id).is_some_and(|node| shared.linked.contains(&node));
         !self.voting.has_quorum(|id| match ReplicaId(id) {
             me if me == self.id => !shared.is_full(),
