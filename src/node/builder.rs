@@ -226,8 +226,8 @@ impl NodeBuilder {
 
     /// How many bytes of memory jobs and sorts take at most on this node, all tasks together; a task that would need
     /// more waits until others have ended. Meant is what the node needs for them, and shipped code; what functions of
-    /// Rust allocate themselves is not in it. Less than [`MIN_JOB_MEMORY`]
-    /// is taken as that. Default [`DEFAULT_JOB_MEMORY`].
+    /// Rust allocate themselves is not in it. Less than [`MIN_JOB_MEMORY`] is taken as that. Default
+    /// [`DEFAULT_JOB_MEMORY`].
     pub fn job_memory(mut self, bytes: u64) -> Self {
         self.job_memory = bytes.max(MIN_JOB_MEMORY);
         self

@@ -10,7 +10,8 @@ use crate::id::{NodeId, ReplicaId};
 /// Timing of all groups of a node. All nodes of a swarm must agree on `lease`.
 #[derive(Debug, Clone)]
 pub struct DriverConfig {
-    /// How often the driver looks at groups in which something waits; at all of them with each heartbeat. Everything below is counted in ticks, except the lease.
+    /// How often the driver looks at groups in which something waits; at all of them with each heartbeat. Everything
+    /// below is counted in ticks, except the lease.
     pub tick: Duration,
     /// How often a leader says that it leads. At least twice the round trip.
     pub heartbeat: Duration,

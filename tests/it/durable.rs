@@ -2,6 +2,7 @@
 //! commands are run as a person runs them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -57,8 +58,19 @@ async fn nodes_that_start_together_at_each_others_ports_find_each_other() {
         within("it stops", node.stop()).await;
     }
     ports.rotate_left(1);
-    let started = names.iter().zip(ports).map(|(name, port)| start(durable(&machine, name).port(port)));
-    let nodes = futures::future::join_all(started).await;
+    // They wait for their turn, so that each sees who was before it.
+    let run = machine.path().join("run");
+    let turn = File::create(run.join("default.founding")).unwrap();
+    turn.lock().unwrap();
+    let starting = names.iter().zip(ports).map(|(name, port)| start(durable(&machine, name).port(port)));
+    let mut starting = Box::pin(futures::future::join_all(starting));
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut starting).await.is_err());
+    let is_node = |name: std::ffi::OsString| name.to_string_lossy().ends_with(".node");
+    let registered =
+        std::fs::read_dir(&run).unwrap().filter(|file| is_node(file.as_ref().unwrap().file_name()));
+    assert_eq!(registered.count(), 0, "somebody did not wait");
+    drop(turn);
+    let nodes = starting.await;
     settled(&nodes.iter().collect::<Vec<_>>(), 3).await;
     read_all(&nodes[0], 0..20).await;
 }

@@ -72,10 +72,8 @@ impl Group {
 
     /// Place among the voters that may take over, in the order of their ids; behind all of them if the disk is full.
     fn rank(&self, shared: &Shared) -> u32 {
-        let before = self.voting.voters.iter().filter(|id| {
-            **id < self.id.0
-                && self.node_of(ReplicaId(**id)).is_some_and(|node| shared.linked.contains(&node))
-        });
+        let before = self.voting.voters.iter().map(|id| ReplicaId(*id));
+        let before = before.filter(|id| *id < self.id && self.is_linked(*id, shared));
         let last = if shared.is_full() { self.voting.voters.len() } else { 0 };
         u32::try_from(before.count() + last).unwrap_or(u32::MAX)
     }

@@ -209,6 +209,11 @@ impl Group {
         self.roster.replicas.get(&id).or_else(|| self.hints.get(&id)).copied()
     }
 
+    /// Whether the link to the node of a replica stands; never of this one.
+    fn is_linked(&self, id: ReplicaId, shared: &Shared) -> bool {
+        self.node_of(id).is_some_and(|node| shared.linked.contains(&node))
+    }
+
     /// Who leads, if that is known and its link stands.
     pub(super) fn leader(&self, shared: &Shared) -> Option<NodeId> {
         let node = self.node_of(ReplicaId(self.raw.raft.leader_id))?;

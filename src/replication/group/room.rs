@@ -2,8 +2,8 @@
 //!
 //! **Rule.** A replica whose disk is full takes no entries but empty ones, which new leaders begin with. It still says
 //! how far its log agrees, hears what is committed, votes, and serves reads; and it says with every answer to a
-//! heartbeat that it is full. A leader takes
-//! proposals only if its own disk and those of a majority have room; what it took before goes on.
+//! heartbeat that it is full. A leader takes proposals only if its own disk and those of a majority have room; what it
+//! took before goes on.
 //!
 //! A leader whose own disk is full hands over to a voter with room, if those with room are a majority without it: so
 //! one full disk of three stops nothing. **Nobody plays ping-pong**: leadership goes only to who has said in this term
@@ -76,17 +76,14 @@ impl Group {
         })
     }
 
-    /// Whether nothing that is proposed now would get onto the disks of a majority, of those that are linked.
-    fn lacks_room(&self, shared: &Shared) -> bool {
-        let has_full = self.lead.as_ref().is_some_and(|lead| lead.room.values().any(|room| room.full));
-        if !has_full && !shared.is_full() {
-            return false;
-        }
-        let is_linked = |id| self.node_of(id).is_some_and(|node| shared.linked.contains(&node));
-        !self.voting.has_quorum(|id| match ReplicaId(id) {
-            me if me == self.id => !shared.is_full(),
-            id => is_linked(id) && !self.is_full(id),
-        })
+    /// Whether so many others are full that nothing that is proposed now would get onto the disks of a majority.
+    fn others_lack_room(&self, shared: &Shared) -> bool {
+        // Every proposal asks, and hardly ever is any disk full.
+        self.lead.as_ref().is_some_and(|lead| lead.room.values().any(|room| room.full))
+            && !self.voting.has_quorum(|id| {
+                let id = ReplicaId(id);
+                id == self.id || (self.is_linked(id, shared) && !self.is_full(id))
+            })
     }
 
     /// What becomes of proposals, if it is not for them to be taken: of a leader.
@@ -94,7 +91,7 @@ impl Group {
         if self.is_being_relieved(shared) {
             return Some(NoRoom::AskAgain);
         }
-        (shared.is_full() || self.lacks_room(shared)).then_some(NoRoom::Full)
+        (shared.is_full() || self.others_lack_room(shared)).then_some(NoRoom::Full)
     }
 
     /// Whether another one is likely to lead soon, because the disk is full here.

@@ -74,7 +74,7 @@ impl Group {
     pub(super) fn is_live(&self, id: ReplicaId, shared: &Shared) -> bool {
         let heard = self.lead.as_ref().and_then(|lead| lead.heard.get(&id));
         heard.is_some_and(|at| shared.now.since(*at) < shared.config.election_min)
-            && self.node_of(id).is_some_and(|node| shared.linked.contains(&node))
+            && self.is_linked(id, shared)
     }
 
     pub(super) fn is_caught_up(&self, id: ReplicaId, shared: &Shared) -> bool {

@@ -226,9 +226,11 @@ impl Group {
     /// of its own for every commit would double what the groups say; followers apply a tick later what no further entry
     /// told them of.
     fn has_more_committed(&mut self, shared: &Shared) -> bool {
+        if self.lead.is_none() {
+            return false;
+        }
         let committed = self.raw.raft.raft_log.committed;
-        let linked = |id: u64| self.node_of(ReplicaId(id)).is_some_and(|node| shared.linked.contains(&node));
-        let followers = self.raw.raft.prs().iter().filter(|(id, _)| linked(**id));
+        let followers = self.raw.raft.prs().iter().filter(|(id, _)| self.is_linked(ReplicaId(**id), shared));
         let by_all =
             followers.map(|(_, progress)| progress.matched.min(committed)).min().unwrap_or(committed);
         let Some(lead) = &mut self.lead else { return false };
