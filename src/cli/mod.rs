@@ -26,6 +26,7 @@ mod units;
 mod up;
 
 use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -98,13 +99,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if matches!(invocation.command, Command::Up(_)) {
         arenas::make_few(threads);
     }
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                return Failure::other(format!("the system gives no threads: {error}")).report(format);
-            }
-        };
+    let runtime = match runtime(threads) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return Failure::other(format!("the system gives no threads: {error}")).report(format);
+        }
+    };
     let outcome = runtime.block_on(dispatch(invocation));
     runtime.shutdown_timeout(SHUTDOWN);
     match outcome {
@@ -117,6 +117,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// costs the waking of it: three nodes and their client on two processors write 1.4 times as fast with one each.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))
+}
+
+/// One thread needs nobody to hand tasks to: where `tokio` need not reckon with a second one, it wakes nobody.
+fn runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
+    if threads == 1 && std::env::var_os("RT_MT").is_none() {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    }
 }
 
 async fn dispatch(invocation: Invocation) -> Result<(), Failure> {

@@ -144,7 +144,11 @@ impl Membership {
         if self.has_left() {
             return Timestamp::NEVER;
         }
-        let swim = self.timers.first_key_value().map_or(Timestamp::NEVER, |((at, _), _)| *at);
+        // A round of gossip without anything to spread would only wake the node: it is held with what comes next.
+        let quiet = self.foca.updates_backlog() == 0;
+        let mut due =
+            self.timers.iter().filter(|(_, timer)| !(quiet && matches!(timer, Timer::PeriodicGossip(_))));
+        let swim = due.next().map_or(Timestamp::NEVER, |((at, _), _)| *at);
         let lost = self.lost.values().copied();
         let on_notice = self.on_notice.values().map(|(at, _, _)| *at);
         let links = lost.chain(on_notice).min().unwrap_or(Timestamp::NEVER);

@@ -46,6 +46,8 @@ struct Swarm {
     changes: Vec<(Timestamp, usize, Change)>,
     messages: u64,
     bytes: u64,
+    /// How often a node was woken for what was due.
+    deadlines: u64,
 }
 
 impl Swarm {
@@ -64,6 +66,7 @@ impl Swarm {
             changes: Vec::new(),
             messages: 0,
             bytes: 0,
+            deadlines: 0,
         };
         for _ in 0..count {
             swarm.start();
@@ -183,6 +186,7 @@ impl Swarm {
             self.now = self.now.max(event.min(deadline));
             let now = self.now;
             if deadline < event {
+                self.deadlines += 1;
                 self.node(index).handle_deadline(now);
                 assert!(self.node(index).next_deadline() > now, "a deadline is not handled twice");
                 self.drain(index);
@@ -636,16 +640,19 @@ fn no_more_departed_are_remembered_than_the_bound() {
 fn an_idle_swarm_is_quiet() {
     let mut swarm = settled(20, 1);
     swarm.run(secs(10));
-    (swarm.messages, swarm.bytes) = (0, 0);
+    (swarm.messages, swarm.bytes, swarm.deadlines) = (0, 0, 0);
     swarm.run(secs(60));
     let per_node_second = |count: u64| count / (20 * 60);
     println!(
-        "idle, 20 nodes: {} messages/s and {} bytes/s per node",
+        "idle, 20 nodes: {} messages/s, {} bytes/s and {} deadlines/s per node",
         per_node_second(swarm.messages),
-        per_node_second(swarm.bytes)
+        per_node_second(swarm.bytes),
+        per_node_second(swarm.deadlines)
     );
     assert!(per_node_second(swarm.messages) <= 5);
     assert!(per_node_second(swarm.bytes) <= 2000);
+    // A probe, its timeout, and a look round; not five rounds of gossip without news.
+    assert!(per_node_second(swarm.deadlines) <= 4);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::behaviour::Channel;
@@ -409,8 +409,7 @@ type Tasks = JoinSet<(Channel, End)>;
 
 async fn supervise(link: &Link, tasks: &mut Tasks, heartbeat: Heartbeat) -> String {
     let tick = heartbeat.interval.max(Duration::from_millis(1));
-    let mut ticks = tokio::time::interval(tick);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = common_ticks(tick);
     let mut last_tick = Instant::now();
     let mut reads = 0;
     let mut writes = 0;
@@ -462,6 +461,20 @@ async fn supervise(link: &Link, tasks: &mut Tasks, heartbeat: Heartbeat) -> Stri
             grace.get_or_insert(Instant::now() + GOODBYE_LIMIT);
         }
     }
+}
+
+/// Ticks at the same moments for all links of a process: if it is idle, it wakes once for all of them.
+fn common_ticks(tick: Duration) -> Interval {
+    static FIRST: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    let mut ticks = tokio::time::interval_at(Instant::now() + until_next(FIRST.elapsed(), tick), tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
+/// Time to the next whole number of ticks.
+fn until_next(passed: Duration, tick: Duration) -> Duration {
+    let ahead = tick.as_nanos() - passed.as_nanos() % tick.as_nanos();
+    u64::try_from(ahead).map_or(tick, Duration::from_nanos)
 }
 
 async fn say_goodbye(link: &Link, tasks: &mut Tasks) -> String {
@@ -584,4 +597,19 @@ fn broken(error: &io::Error) -> End {
 /// A peer's words, fit for a terminal.
 fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_tick_together_whenever_they_were_made() {
+        let tick = Duration::from_millis(500);
+        for passed in [0, 1, 499, 500, 501, 1234].map(Duration::from_millis) {
+            let ahead = until_next(passed, tick);
+            assert!(!ahead.is_zero() && ahead <= tick);
+            assert_eq!((passed + ahead).as_nanos() % tick.as_nanos(), 0);
+        }
+    }
 }
