@@ -9,14 +9,6 @@
 /// Read by glibc. Whoever sets it has chosen.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const VARIABLE: &str = "MALLOC_ARENA_MAX";
-/// Read by glibc as well: how many freed pieces of each size a thread keeps at hand.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const TUNABLES: &str = "GLIBC_TUNABLES";
-
-/// A turn serves many requests and then frees what they took; with glibc's seven, nearly all of it went the long way.
-/// At most some 6 MiB for each thread, if it ever freed so many of all sizes to 1 KiB.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const PIECES_AT_HAND: usize = 200;
 
 /// Begins this process once more, with few arenas, unless somebody has said how many: one for each of the `threads` that
 /// do what a node does all the time, and one for all those that compute. If that cannot be done it goes on.
@@ -28,14 +20,7 @@ pub(super) fn make_few(threads: usize) {
     let (Some(name), Ok(program)) = (args.next(), std::env::current_exe()) else { return };
     if std::env::var_os(VARIABLE).is_none() {
         let arenas = (threads + 1).to_string();
-        let chosen = std::env::var(TUNABLES).unwrap_or_default();
-        let tunables = format!("glibc.malloc.tcache_count={PIECES_AT_HAND}:{chosen}");
-        let error = std::process::Command::new(program)
-            .arg0(name)
-            .args(args)
-            .env(VARIABLE, arenas)
-            .env(TUNABLES, tunables.trim_end_matches(':'))
-            .exec();
+        let error = std::process::Command::new(program).arg0(name).args(args).env(VARIABLE, arenas).exec();
         tracing::debug!(%error, "memory that was freed may stay with this process");
     }
 }

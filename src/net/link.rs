@@ -465,7 +465,7 @@ async fn supervise(link: &Link, tasks: &mut Tasks, heartbeat: Heartbeat) -> Stri
 
 /// Ticks at the same moments for all links of a process: if it is idle, it wakes once for all of them.
 fn common_ticks(tick: Duration) -> Interval {
-    static FIRST: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
     let mut ticks = tokio::time::interval_at(Instant::now() + until_next(FIRST.elapsed(), tick), tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks

@@ -169,6 +169,8 @@ impl Store {
         state.waiting += 1;
         state.waiting_bytes += bytes;
         state.queue.push_back(Batch { number: batch, writes, bytes });
+        // Before it is woken: it would only wait again, for the lock.
+        drop(state);
         self.shared.work.notify_one();
         Ok(())
     }
