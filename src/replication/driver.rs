@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 
 use super::durable::{Stored, Write};
-use super::group::{Damaged, Group};
+use super::group::{Damaged, Full, Group};
 use super::message::{Body, FRAME_BYTES, GroupMessage, RaftKind};
 use super::shared::Shared;
 use super::{Change, ChangeError, DriverConfig, GroupStatus, Output, RecoverError, Refusal};
@@ -121,7 +121,7 @@ impl Driver {
     /// those that have room, if they are a majority.
     pub fn set_full(&mut self, full: bool) {
         let now = self.shared.now;
-        self.shared.full_since = full.then(|| self.shared.full_since.unwrap_or(now));
+        self.shared.full = full.then(|| self.shared.full.unwrap_or(Full::since(now)));
         if full {
             for partition in self.led() {
                 self.with(partition, Group::seek_relief);
@@ -339,7 +339,9 @@ impl Driver {
             return;
         }
         let to = message.to;
-        if self.shared.is_full() && !message.body.leave_data() {
+        if let Some(full) = &mut self.shared.full
+            && !full.fit(&mut message.body)
+        {
             // No room for it now; it is sent again.
             return;
         }

@@ -107,7 +107,8 @@ pub struct RaftMessage {
     pub commit: u64,
     /// The term of the entry at `commit`.
     pub commit_term: u64,
-    /// Refused. Of a heartbeat's answer: the disk is full, and no entries are taken.
+    /// Refused. Of a heartbeat's answer: the disk is full, and no entries are taken. Of entries: a new leader begins
+    /// with them, and a full disk is to take them as well.
     pub reject: bool,
     /// Where the refusing replica would match.
     pub reject_hint: u64,
@@ -122,9 +123,23 @@ pub struct RaftMessage {
 impl RaftMessage {
     /// The same of one message.
     pub(super) fn leave_data(&mut self) {
-        let is_empty = |entry: &LogEntry| entry.data.is_empty() && entry.context.is_empty();
-        let empty = self.entries.iter().take_while(|entry| is_empty(entry)).count();
+        let empty = self.entries.iter().take_while(|entry| entry.data_bytes() == 0).count();
         self.entries.truncate(empty);
+    }
+
+    /// What its entries hold, in bytes.
+    pub(super) fn data_bytes(&self) -> usize {
+        self.entries.iter().map(LogEntry::data_bytes).sum()
+    }
+
+    /// Says that nobody can read before a majority has these entries.
+    pub(super) fn mark_beginning(&mut self) {
+        self.reject = true;
+    }
+
+    /// Whether it says so.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.kind == RaftKind::Append && self.reject
     }
 }
 
@@ -166,6 +181,11 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
+    /// What it holds, in bytes.
+    fn data_bytes(&self) -> usize {
+        self.data.len() + self.context.len()
+    }
+
     /// The same, with bytes of its own.
     pub(super) fn unshared(&self) -> Self {
         let own = Bytes::copy_from_slice;

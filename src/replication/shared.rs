@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rand::rngs::StdRng;
 
 use super::durable::Write;
+use super::group::Full;
 use super::message::GroupMessage;
 use super::{DriverConfig, Outcome, Output, Refusal};
 use crate::id::{NodeId, PartitionId};
@@ -29,8 +30,8 @@ pub(super) struct Shared {
     pub(super) outgoing: usize,
     pub(super) incoming: usize,
     pub(super) dropped: u64,
-    /// Since when the disk is full: see `group::room`.
-    pub(super) full_since: Option<Timestamp>,
+    /// Whether the disk is full: see `group::room`.
+    pub(super) full: Option<Full>,
     /// What this turn wants kept, and the number of the batch that it will travel in.
     writes: Vec<Write>,
     batch: u64,
@@ -58,7 +59,7 @@ impl Shared {
             outgoing: 0,
             incoming: 0,
             dropped: 0,
-            full_since: None,
+            full: None,
             writes: Vec::new(),
             batch: 1,
             persisted: 0,
@@ -71,7 +72,7 @@ impl Shared {
 
     /// Whether the disk is full.
     pub(super) fn is_full(&self) -> bool {
-        self.full_since.is_some()
+        self.full.is_some()
     }
 
     pub(super) fn send(&mut self, to: NodeId, message: GroupMessage) {

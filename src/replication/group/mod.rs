@@ -41,6 +41,7 @@ use crate::time::Timestamp;
 use lead::Lead;
 use proposals::{MAX_UNCOMMITTED_BYTES, Pending};
 pub(super) use recovery::Damaged;
+pub(super) use room::Full;
 use turn::Unstored;
 
 /// Bytes of entries in one message; a single longer entry still travels.

@@ -5,6 +5,12 @@
 //! heartbeat that it is full. A leader takes proposals only if its own disk and those of a majority have room; what it
 //! took before goes on.
 //!
+//! **A new leader may begin with what others had no room for**: proposals that an earlier one took before it heard of
+//! their disks. While these are not committed nobody can read. So if a majority is full a new leader sends them
+//! marked, and a full replica takes what is marked: a bounded part of the reserve is for that. There are no more of
+//! them than were on their way when the disks became full; what exceeds the bound waits for room, and so do reads of
+//! its partition.
+//!
 //! A leader whose own disk is full hands over to a voter with room, if those with room are a majority without it: so
 //! one full disk of three stops nothing. **Nobody plays ping-pong**: leadership goes only to who has said in this term
 //! that it has room and has not said otherwise lately, each such voter is tried once in a while, and a full replica
@@ -14,6 +20,7 @@ use std::time::Duration;
 
 use super::{Group, Shared};
 use crate::id::ReplicaId;
+use crate::replication::message::Body;
 use crate::time::Timestamp;
 
 /// A replica that was full is given no leadership before it has had room for so long.
@@ -23,6 +30,35 @@ const ROOM_SETTLED: Duration = Duration::from_secs(10);
 const RELIEF_WITHIN: Duration = Duration::from_secs(1);
 /// When all that have room were offered the leadership, and none took it: so long until the next round.
 const RELIEF_AGAIN: Duration = Duration::from_secs(5);
+/// What all replicas of a node together take onto a full disk of what new leaders begin with, in bytes: half of a
+/// store's default reserve. The rest is for votes and empty entries.
+const BEGINNINGS_BYTES: usize = 2 * 1024 * 1024;
+
+/// A disk that is full.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::replication) struct Full {
+    since: Timestamp,
+    /// What is left of [`BEGINNINGS_BYTES`].
+    left: usize,
+}
+
+impl Full {
+    pub(in crate::replication) fn since(now: Timestamp) -> Self {
+        Self { since: now, left: BEGINNINGS_BYTES }
+    }
+
+    /// Leaves away of a message what there is no room for; whether anything is left.
+    pub(in crate::replication) fn fit(&mut self, body: &mut Body) -> bool {
+        if let Body::Raft(raft) = body
+            && raft.is_beginning()
+            && let Some(left) = self.left.checked_sub(raft.data_bytes())
+        {
+            self.left = left;
+            return true;
+        }
+        body.leave_data()
+    }
+}
 
 /// What a follower says of its disk.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +122,11 @@ impl Group {
             })
     }
 
+    /// Whether nobody can read before what this new leader begins with is on full disks as well.
+    pub(super) fn begins_on_full_disks(&self, shared: &Shared) -> bool {
+        !self.raw.raft.commit_to_current_term() && self.others_lack_room(shared)
+    }
+
     /// What becomes of proposals, if it is not for them to be taken: of a leader.
     pub(super) fn no_room(&self, shared: &Shared) -> Option<NoRoom> {
         if self.is_being_relieved(shared) {
@@ -96,10 +137,10 @@ impl Group {
 
     /// Whether another one is likely to lead soon, because the disk is full here.
     fn is_being_relieved(&self, shared: &Shared) -> bool {
-        let Some((full_since, lead)) = shared.full_since.zip(self.lead.as_ref()) else {
+        let Some((full, lead)) = shared.full.zip(self.lead.as_ref()) else {
             return false;
         };
-        shared.now.since(full_since.max(lead.since)) < RELIEF_WITHIN && self.others_have_room(shared)
+        shared.now.since(full.since.max(lead.since)) < RELIEF_WITHIN && self.others_have_room(shared)
     }
 
     /// Hands over if the disk is full here and somebody is there to hand over to.

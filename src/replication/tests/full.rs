@@ -220,3 +220,27 @@ fn a_full_disk_leads_if_nobody_else_can() {
         }
     }
 }
+
+#[test]
+fn a_new_leader_on_full_disks_is_read_from_although_it_begins_with_what_others_had_no_room_for() {
+    for seed in 0..20 {
+        let (mut sim, nodes) = durable(seed, 1);
+        assert!(is_written(Some(&put(&mut sim, P, b"key"))));
+        sim.driver(nodes[1]).set_full(true);
+        sim.driver(nodes[2]).set_full(true);
+        // The leader has not heard of it.
+        let unfinished = sim.put(nodes[0], P, b"other", b"value");
+        sim.run(ms(600));
+        assert_eq!(sim.outcomes.get(&unfinished), None, "nobody else had room");
+        sim.driver(nodes[0]).set_full(true);
+        // Whose log is longest leads: of those that are left, only one can.
+        sim.crash(nodes[0]);
+        sim.crash(nodes[2]);
+        sim.restart(nodes[0]);
+        sim.driver(nodes[0]).set_full(true);
+        sim.run_while(ms(5000), |sim| sim.leader(P) != Some(nodes[0]));
+        sim.run(ms(1000));
+        assert!(is_read(&mut sim, P, b"key"), "seed {seed}");
+        assert_eq!(put(&mut sim, P, b"key"), Outcome::Refused(Refusal::StorageFull));
+    }
+}
