@@ -51,7 +51,12 @@ impl DataDir {
 
     pub(super) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        disk.make_dir(path).map_err(io)?;
+        disk.make_dir(path).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                OpenError::NotADirectory { path: path.to_owned() }
+            }
+            _ => io(source),
+        })?;
         // Before the lock, which would leave a file in a directory that is not ours.
         is_ours(&disk.list(path).map_err(io)?, path)?;
         let lock = disk
@@ -243,6 +248,12 @@ pub enum OpenError {
     #[error("the data directory {} is in use by another process", path.display())]
     Locked {
         /// The directory.
+        path: PathBuf,
+    },
+    /// It, or what it should be in, is a file.
+    #[error("{} cannot be a data directory: it is no directory, or is in none", path.display())]
+    NotADirectory {
+        /// What was given.
         path: PathBuf,
     },
     /// It is not empty, and what is in it is not ours.

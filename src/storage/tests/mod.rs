@@ -532,6 +532,10 @@ fn other_directories_and_newer_formats_are_left_alone() {
     std::fs::write(home.path().join("thesis.tex"), "hello").unwrap();
     assert!(matches!(DataDir::open(home.path()), Err(OpenError::Foreign { .. })));
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1, "it left something there");
+    for path in ["thesis.tex", "thesis.tex/node"] {
+        let error = DataDir::open(&home.path().join(path)).unwrap_err().to_string();
+        assert!(error.contains("it is no directory, or is in none"), "{error}");
+    }
 
     let path = home.path().join("node");
     drop(DataDir::open(&path).unwrap());
