@@ -195,7 +195,7 @@ impl Group {
             };
             match raft.kind {
                 RaftKind::Append if self.is_full(to) && self.begins_on_full_disks(shared) => {
-                    raft.mark_beginning()
+                    raft.mark_beginning();
                 }
                 // It would not take them. That its log agrees so far, and what is committed, it is told.
                 RaftKind::Append if self.is_full(to) => raft.leave_data(),
