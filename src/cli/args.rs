@@ -624,7 +624,8 @@ struct UpArgs {
     /// Listen on this port instead of the first free one
     #[arg(long, value_name = "PORT", env = "ROUNDTABLE_PORT", hide_env_values = true)]
     port: Option<u16>,
-    /// Into how many partitions a new swarm's keys are cut; fixed when it is founded
+    /// Into how many partitions a new swarm's keys are cut: 32 unless more than ten members are expected; fixed when it
+    /// is founded
     #[arg(long, value_name = "N", env = "ROUNDTABLE_PARTITIONS", hide_env_values = true)]
     partitions: Option<NonZeroU32>,
     /// Keep everything in this directory, and come back from a restart or a crash as the same node

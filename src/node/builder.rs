@@ -26,8 +26,9 @@ use crate::storage::{BlockStore, DEFAULT_BLOCK_BUDGET, Place, Progress};
 
 /// Name of the swarm if none is given.
 pub const DEFAULT_SWARM: &str = "default";
-/// Number of partitions of a swarm if none is given.
-pub const DEFAULT_PARTITIONS: u32 = 64;
+/// Number of partitions of a swarm if none is given: few enough that what comes in at the same time shares turns and
+/// writes to the disk, and enough for even shares of ten members.
+pub const DEFAULT_PARTITIONS: u32 = 32;
 /// Replicas of each partition, as far as there are members.
 pub const REPLICAS: usize = 3;
 /// Longest name of a swarm, in bytes.
@@ -164,7 +165,7 @@ impl NodeBuilder {
     }
 
     /// Into how many partitions the ring is cut if this node founds; fixed from then on. More: finer balance,
-    /// smaller batches. 1 to 4096, default [`DEFAULT_PARTITIONS`].
+    /// smaller batches. 1 to 4096, default [`DEFAULT_PARTITIONS`]; for swarms of more than ten members, five for each.
     pub fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = partitions;
         self

@@ -34,7 +34,7 @@ pub(crate) struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { nodes: 3, partitions: 64, keys: KEYS, value_bytes: VALUE_BYTES }
+        Self { nodes: 3, partitions: 32, keys: KEYS, value_bytes: VALUE_BYTES }
     }
 }
 
@@ -69,7 +69,7 @@ type Vary = fn(f64) -> Shape;
 fn axes() -> [(&'static str, &'static str, Vec<f64>, Vary); 4] {
     [
         ("nodes", "nodes", vec![3.0, 5.0, 9.0], |at| Shape { nodes: at as usize, ..Shape::default() }),
-        ("partitions", "partitions", vec![16.0, 64.0, 256.0], |at| Shape {
+        ("partitions", "partitions", vec![16.0, 32.0, 64.0, 256.0], |at| Shape {
             partitions: at as u32,
             ..Shape::default()
         }),

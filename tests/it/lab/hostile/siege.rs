@@ -13,6 +13,7 @@ use roundtable::codec;
 use roundtable::dataset::{BlockId, BlockInfo, Format};
 use roundtable::id::{DatasetId, JobId, NodeId, PartitionId, ReplicaId, SwarmId};
 use roundtable::net::{Identity, Inbound, LinkInfo, Net, NetConfig, Responder, Role, Secret, Ticket};
+use roundtable::node::DEFAULT_PARTITIONS;
 use roundtable::replication::{Body, GroupMessage, LogEntry, RaftKind, RaftMessage, SnapshotChunk};
 use roundtable::sort::Order;
 use roundtable::wire::{
@@ -125,7 +126,10 @@ impl Siege {
 
     /// A member of the same swarm, as it says, linked with node 0.
     fn member(&self) -> RawLink {
-        let hello = Hello { state: SwarmState::Founded { swarm: self.swarm, partitions: 64 }, empty: false };
+        let hello = Hello {
+            state: SwarmState::Founded { swarm: self.swarm, partitions: DEFAULT_PARTITIONS },
+            empty: false,
+        };
         self.runtime.block_on(async {
             let mut link = Raw::link(&self.ticket, &self.addresses[0]).await;
             link.say(&codec::encode(&Message::Hello(hello))).await.expect("it listens");
