@@ -39,11 +39,7 @@ impl GroupMessage {
             + match &self.body {
                 Body::Raft(message) => {
                     message.context.len()
-                        + message
-                            .entries
-                            .iter()
-                            .map(|entry| PER_ENTRY + entry.data.len() + entry.context.len())
-                            .sum::<usize>()
+                        + message.entries.iter().map(|entry| PER_ENTRY + entry.data_bytes()).sum::<usize>()
                 }
                 Body::SnapshotChunk(chunk) => chunk.data.len() + chunk.header.len(),
                 Body::SnapshotAck(_) | Body::Inquiry | Body::Retired | Body::Lost => 0,
@@ -182,7 +178,7 @@ pub struct LogEntry {
 
 impl LogEntry {
     /// What it holds, in bytes.
-    fn data_bytes(&self) -> usize {
+    pub(crate) fn data_bytes(&self) -> usize {
         self.data.len() + self.context.len()
     }
 

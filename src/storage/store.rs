@@ -264,10 +264,9 @@ impl News {
 fn weight(write: &Write) -> usize {
     WRITE_OVERHEAD_BYTES
         + match write {
-            Write::Append { entries, .. } => entries
-                .iter()
-                .map(|entry| ENTRY_OVERHEAD_BYTES + entry.data.len() + entry.context.len())
-                .sum(),
+            Write::Append { entries, .. } => {
+                entries.iter().map(|entry| ENTRY_OVERHEAD_BYTES + entry.data_bytes()).sum()
+            }
             Write::State { state, .. } => state.header.len() + state.data.len(),
             Write::HardState { .. } | Write::Destroy { .. } => 0,
         }

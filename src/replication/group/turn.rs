@@ -194,11 +194,10 @@ impl Group {
                 continue;
             };
             match raft.kind {
-                RaftKind::Append if self.is_full(to) && self.begins_on_full_disks(shared) => {
-                    raft.mark_beginning();
-                }
+                RaftKind::Append if !self.is_full(to) => {}
+                RaftKind::Append if self.begins_on_full_disks(shared) => raft.mark_beginning(),
                 // It would not take them. That its log agrees so far, and what is committed, it is told.
-                RaftKind::Append if self.is_full(to) => raft.leave_data(),
+                RaftKind::Append => raft.leave_data(),
                 RaftKind::HeartbeatResponse => raft.reject = shared.is_full(),
                 _ => {}
             }
