@@ -12,6 +12,8 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Most values are no longer than this when they are encoded, so that no buffer grows under way.
 const USUAL_BYTES: usize = 256;
+/// Room is made for so many elements of a sequence before they are read; for more of them when they are there.
+const RESERVED_ELEMENTS: usize = 64;
 
 /// Part of the protocol version: little endian, variable-length integers.
 const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_MESSAGE_BYTES>> =
@@ -34,7 +36,7 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// # Errors
 /// If the bytes are not a `T`, or claim to be longer than [`MAX_MESSAGE_BYTES`], or something follows.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    let (value, read) = bincode::serde::decode_from_slice(bytes, CONFIG)?;
+    let (value, read) = bincode::serde::borrow_decode_from_slice(bytes, CONFIG)?;
     if read != bytes.len() {
         return Err(DecodeError::TrailingBytes(bytes.len() - read));
     }
@@ -61,10 +63,11 @@ where
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
-            if let Some(claimed) = sequence.size_hint().filter(|claimed| *claimed > MAX) {
+            let claimed = sequence.size_hint().unwrap_or(0);
+            if claimed > MAX {
                 return Err(A::Error::custom(format_args!("{claimed} elements, at most {MAX} are allowed")));
             }
-            let mut elements = Vec::new();
+            let mut elements = Vec::with_capacity(claimed.min(RESERVED_ELEMENTS));
             while let Some(element) = sequence.next_element()? {
                 elements.push(element);
             }
@@ -73,6 +76,47 @@ where
     }
 
     deserializer.deserialize_seq(Elements::<T, MAX>(PhantomData))
+}
+
+/// Byte strings, encoded as `serde_bytes` does it. For `#[serde(with = "...")]`.
+///
+/// Read by copying them out of what was received: bincode's own way asks for memory full of zeros first, and with
+/// glibc that is memory which was not just freed, for every key and value that goes through a node.
+pub(crate) mod bytes {
+    use std::fmt;
+    use std::marker::PhantomData;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(
+        bytes: &impl AsRef<[u8]>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes.as_ref())
+    }
+
+    pub(crate) fn deserialize<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: From<Vec<u8>>,
+    {
+        struct Copied<T>(PhantomData<T>);
+
+        impl<T: From<Vec<u8>>> Visitor<'_> for Copied<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a byte string")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<T, E> {
+                Ok(bytes.to_vec().into())
+            }
+        }
+
+        deserializer.deserialize_bytes(Copied(PhantomData))
+    }
 }
 
 /// Bytes that are not what they should be.

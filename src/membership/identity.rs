@@ -89,7 +89,7 @@ pub(super) fn bounded(mut addresses: Vec<String>) -> Vec<String> {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Gossip {
     /// A packet of the SWIM protocol.
-    Swim(#[serde(with = "serde_bytes")] Vec<u8>),
+    Swim(#[serde(with = "crate::codec::bytes")] Vec<u8>),
     /// (A part of) all that the sender knows.
     Exchange {
         entries: Vec<Entry>,

@@ -119,7 +119,7 @@ pub(super) fn proposals(me: ReplicaId, commands: Vec<Vec<u8>>) -> eraftpb::Messa
         .map(|data| {
             let mut entry = eraftpb::Entry::default();
             // Kept for long, so without the room that the encoder had left.
-            entry.data = data.into_boxed_slice().into();
+            entry.data = Bytes::copy_from_slice(&data);
             entry
         })
         .collect();

@@ -91,10 +91,10 @@ pub struct StoredState {
     /// Its term.
     pub term: u64,
     /// Who is in the group: encoded, for the driver alone. Small.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub header: Vec<u8>,
     /// The state machine's snapshot. It carries its own checksum.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub data: Vec<u8>,
 }
 

@@ -109,7 +109,7 @@ pub struct RaftMessage {
     /// Where the refusing replica would match.
     pub reject_hint: u64,
     /// Of heartbeats and their responses: the read round. Of votes: whether it is a transfer of leadership.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub context: Vec<u8>,
     /// The entries at `index + 1` and following. At most [`MAX_MESSAGE_ENTRIES`].
     #[serde(deserialize_with = "at_most::<_, _, MAX_MESSAGE_ENTRIES>")]
@@ -171,8 +171,10 @@ pub struct LogEntry {
     /// Whether it changes the group's configuration.
     pub config: bool,
     /// The encoded command; shared by the log, the disk and all followers.
+    #[serde(with = "crate::codec::bytes")]
     pub data: Bytes,
     /// Of a configuration change: which.
+    #[serde(with = "crate::codec::bytes")]
     pub context: Bytes,
 }
 
@@ -195,12 +197,12 @@ pub struct SnapshotChunk {
     /// Distinguishes the attempts of one sender.
     pub transfer: u64,
     /// The encoded `SnapshotHeader`, in the first piece; empty in the others.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub header: Vec<u8>,
     /// Where in the snapshot the piece belongs.
     pub offset: u64,
     /// The piece.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub data: Vec<u8>,
 }
 

@@ -15,10 +15,10 @@ pub const MAX_SPLITTER_KEY_BYTES: usize = 256;
 /// The beginning of a range: what is not before it in the order of the output belongs to the range or a later one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Splitter {
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     key: Vec<u8>,
     /// Empty unless records with equal keys are compared as a whole.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     record: Vec<u8>,
     /// Among records that are equal, the first of the range.
     position: Position,

@@ -53,10 +53,10 @@ pub enum Operation {
     /// Set a key. Answered by [`Reply::Written`].
     Put {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// Its new value.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         value: Vec<u8>,
         /// Milliseconds until it expires; `None`: it stays.
         ttl_ms: Option<u64>,
@@ -64,18 +64,18 @@ pub enum Operation {
     /// Remove a key. Answered by [`Reply::Deleted`].
     Delete {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
     },
     /// Set a key if it is at the expected version. Answered by [`Reply::Written`] or [`Reply::Conflict`].
     CompareAndSwap {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// The version that it must be at; `None`: it must be absent.
         expected: Option<Version>,
         /// Its new value.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         value: Vec<u8>,
         /// Milliseconds until it expires; `None`: it stays.
         ttl_ms: Option<u64>,
@@ -84,7 +84,7 @@ pub enum Operation {
     /// Answered by [`Reply::Incremented`] or [`Reply::NotAnInteger`].
     Increment {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// How much to add; may be negative.
         by: i64,
@@ -92,7 +92,7 @@ pub enum Operation {
     /// Change when a key expires; the value stays. Answered by [`Reply::Written`] or [`Reply::NotFound`].
     Expire {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// Milliseconds from now; `None`: never.
         ttl_ms: Option<u64>,
@@ -130,7 +130,7 @@ pub enum Operation {
     /// [`Reply::NotAcquired`], [`Reply::AlreadyHeld`] or [`Reply::TooManyLocks`].
     Acquire {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// For whom.
         claim: Claim,
@@ -141,14 +141,14 @@ pub enum Operation {
         /// Whether to wait if it is not free.
         wait: bool,
         /// What the holder says of itself.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         note: Vec<u8>,
     },
     /// Give leases their full length again: those of all that a session holds and waits for in the partition.
     /// Answered by [`Reply::Renewed`].
     Renew {
         /// Any of the locks: it names the partition.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Whose.
         session: SessionId,
@@ -158,7 +158,7 @@ pub enum Operation {
     /// Give up a lock, or a place in its queue. Answered by [`Reply::Released`] or [`Reply::NotHeld`].
     Release {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Whose.
         claim: Claim,
@@ -166,22 +166,22 @@ pub enum Operation {
     /// Change what a holder says of itself. Answered by [`Reply::Granted`] or [`Reply::NotHeld`].
     Proclaim {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Whose.
         claim: Claim,
         /// What it says now.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         note: Vec<u8>,
     },
     /// Set a key, unless it was written with a higher token. Answered by [`Reply::Written`],
     /// [`Reply::Fenced`] or [`Reply::TooManyFenced`].
     PutFenced {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// Its new value.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         value: Vec<u8>,
         /// Milliseconds until it expires; `None`: it stays.
         ttl_ms: Option<u64>,
@@ -192,7 +192,7 @@ pub enum Operation {
     /// [`Reply::Fenced`] or [`Reply::TooManyFenced`].
     DeleteFenced {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// Of the lock under which this is removed.
         token: FencingToken,
@@ -217,7 +217,7 @@ pub enum Operation {
     /// Answered by [`Reply::DatasetSealed`], [`Reply::DatasetExists`] or [`Reply::TooManyDatasets`].
     SealDataset {
         /// The name.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// The dataset.
         manifest: Manifest,
@@ -225,7 +225,7 @@ pub enum Operation {
     /// Remove a dataset; the nodes then drop its blocks. Answered by [`Reply::DatasetRemoved`].
     RemoveDataset {
         /// The name.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Only this one; `None`: whichever has the name.
         id: Option<DatasetId>,

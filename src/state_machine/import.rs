@@ -31,10 +31,10 @@ pub enum Imported {
     /// A key.
     Key {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// Its value.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         value: Vec<u8>,
         /// Milliseconds until it expires; `None`: it stays.
         ttl_ms: Option<u64>,
@@ -42,7 +42,7 @@ pub enum Imported {
     /// The highest token that a key was ever written with.
     Fence {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// The token.
         token: FencingToken,

@@ -135,7 +135,7 @@ pub struct PlaceView {
     /// Milliseconds until its lease is over, by the partition's time when this was read.
     pub lease_ms: u64,
     /// What it says of itself.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub note: Vec<u8>,
 }
 

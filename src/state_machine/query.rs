@@ -19,16 +19,16 @@ pub enum Query {
     /// One key. Answered by [`Answer::Entry`].
     Get {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
     },
     /// The partition's keys with a prefix, in the order of their bytes. Answered by [`Answer::Page`].
     Scan {
         /// What the keys begin with.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         prefix: Vec<u8>,
         /// Begin behind this key; empty: at the first.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         after: Vec<u8>,
         /// At most so many entries; bounded by [`MAX_SCAN_ENTRIES`].
         limit: u32,
@@ -36,13 +36,13 @@ pub enum Query {
     /// Who holds a lock and who waits for it. Answered by [`Answer::Lock`].
     Lock {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
     },
     /// How a claim is. Answered by [`Answer::Place`].
     Place {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Whose.
         claim: Claim,
@@ -51,7 +51,7 @@ pub enum Query {
     /// [`Answer::Locks`].
     Locks {
         /// Begin behind this lock; empty: at the first.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         after: Vec<u8>,
         /// At most so many; bounded by [`MAX_LISTED`](super::MAX_LISTED).
         limit: u32,
@@ -61,7 +61,7 @@ pub enum Query {
     /// A sealed dataset. Answered by [`Answer::Dataset`].
     Dataset {
         /// Its name.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Whether its blocks are wanted too.
         with_blocks: bool,
@@ -69,7 +69,7 @@ pub enum Query {
     /// The partition's datasets, in the order of the bytes of their names. Answered by [`Answer::Datasets`].
     Datasets {
         /// Begin behind this name; empty: at the first.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         after: Vec<u8>,
         /// At most so many; bounded by [`MAX_LISTED_DATASETS`](super::MAX_LISTED_DATASETS).
         limit: u32,
@@ -156,7 +156,7 @@ pub enum Watch {
     /// A key is not at the version `seen`, or gone. Answered by [`Answer::Entry`].
     Key {
         /// The key.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         key: Vec<u8>,
         /// The version that the caller knows; `None`: it knows the key as absent.
         seen: Option<Version>,
@@ -164,7 +164,7 @@ pub enum Watch {
     /// A claim no longer waits: it holds the lock, or has lost its place. Answered by [`Answer::Place`].
     Place {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Whose.
         claim: Claim,
@@ -172,7 +172,7 @@ pub enum Watch {
     /// A lock's holders or their notes have changed. Answered by [`Answer::Lock`].
     Lock {
         /// The lock.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// The [`LockView::version`] that the caller knows; `None`: it knows the lock as free.
         seen: Option<Version>,
@@ -203,7 +203,7 @@ pub type KeyBytes = serde_bytes::ByteBuf;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The value.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub value: Vec<u8>,
     /// The key's version.
     pub version: Version,

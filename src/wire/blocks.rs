@@ -19,7 +19,7 @@ pub enum BlockRequest {
         /// Which.
         block: BlockId,
         /// The name that its dataset has, or is to have when it is sealed.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// CRC-32C of the bytes.
         checksum: u32,

@@ -178,7 +178,7 @@ pub struct Renewal {
     /// For exactly-once retries; also whose claims they are.
     pub origin: Origin,
     /// Any of the locks.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "crate::codec::bytes")]
     pub name: Vec<u8>,
     /// Numbers of the claims.
     pub numbers: Vec<u64>,
@@ -238,7 +238,7 @@ pub enum Response {
         bytes: u64,
     },
     /// The next bytes of an export, at most [`MAX_PIECE_BYTES`].
-    Piece(#[serde(with = "serde_bytes")] Vec<u8>),
+    Piece(#[serde(with = "crate::codec::bytes")] Vec<u8>),
     /// The swarm as the node sees it.
     View(SwarmView),
     /// How the node is.
@@ -335,7 +335,7 @@ pub enum Message {
         /// Only members of the same swarm listen.
         swarm: SwarmId,
         /// What the membership protocol says.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         bytes: Vec<u8>,
     },
     /// What the partitions' groups say to each other: all groups of one turn in one message.

@@ -74,7 +74,7 @@ pub enum MapInput {
         /// Whose.
         partition: PartitionId,
         /// What they begin with.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         prefix: Vec<u8>,
     },
 }
@@ -96,7 +96,7 @@ pub enum Destination {
         /// Which.
         id: DatasetId,
         /// The name that it will have.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
         /// Its blocks have the numbers from here on, up to the next multiple of [`RANGE_BLOCKS`].
         first: u32,
@@ -193,7 +193,7 @@ pub enum WorkRequest {
         /// The dataset that the range becomes a part of.
         output: DatasetId,
         /// The name that it will have.
-        #[serde(with = "serde_bytes")]
+        #[serde(with = "crate::codec::bytes")]
         name: Vec<u8>,
     },
     /// The job is over: whatever is kept for it can go. Answered by [`WorkResponse::Ended`].
