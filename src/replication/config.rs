@@ -24,9 +24,9 @@ pub struct DriverConfig {
     pub lease: Duration,
     /// How much later each next survivor campaigns when the leader's link breaks.
     pub campaign_step: Duration,
-    /// Entries that a leader keeps for followers that lag.
+    /// Entries that are kept for followers that lag, by leaders and by those who may lead next.
     pub log_entries: usize,
-    /// Bytes of entries that a leader keeps for followers that lag.
+    /// Bytes of entries that are kept for them, at most: fewer if the state is small.
     pub log_bytes: usize,
     /// Entries beyond which even a live follower is left behind and gets a snapshot.
     pub log_entries_cap: usize,

@@ -19,9 +19,11 @@ use crate::replication::durable::{HardState, Write};
 use crate::replication::message::{Body, RaftKind};
 use crate::replication::{DriverConfig, Refusal, convert};
 
-/// Entries and bytes that a follower keeps, should it lead next.
-const FOLLOWER_LOG_ENTRIES: usize = 1024;
-const FOLLOWER_LOG_BYTES: usize = 8 * 1024 * 1024;
+/// The log is kept up to this part of the state's bytes: a replica that lags further is sent the state, which then costs
+/// little more. What is kept for nobody costs each write, as it pushes what is needed out of the processor's caches.
+const LOG_SHARE: usize = 4;
+/// But so many bytes of it in any case: at two thousand writes a second, of a tenth of a second.
+const LOG_BYTES_MIN: usize = 48 * 1024;
 
 /// What may be said, and what the core is told, once a batch is on the disk.
 #[derive(Debug)]
@@ -255,27 +257,29 @@ impl Group {
     }
 
     /// Cuts the log behind what is applied and what live followers have. Some of it is kept for those whose link
-    /// was away for a moment; beyond the cap nobody is waited for.
+    /// was away for a moment, and by followers, should they lead next; beyond the cap nobody is waited for.
     fn compact(&mut self, config: &DriverConfig) {
         let log = self.raw.store();
         // The core may still want to look at what it has not been told is applied.
         let applied = log.applied().0.min(self.raw.raft.raft_log.applied);
+        let share = (self.machine.bytes() / LOG_SHARE).max(LOG_BYTES_MIN);
+        let (entries, bytes) = (config.log_entries, config.log_bytes.min(share));
         let over = |entries: usize, bytes: usize| log.len() > entries || log.bytes() > bytes;
-        let (up_to, entries, bytes) = if !self.is_leader() {
-            (applied, FOLLOWER_LOG_ENTRIES, FOLLOWER_LOG_BYTES)
-        } else if over(config.log_entries_cap, config.log_bytes_cap) {
-            (applied, config.log_entries, config.log_bytes)
+        if !over(entries, bytes) {
+            return;
+        }
+        let up_to = if !self.is_leader() || over(config.log_entries_cap, config.log_bytes_cap) {
+            applied
         } else {
             let progress = self.raw.raft.prs().iter();
             let needed = progress
                 .filter(|(id, progress)| **id != self.id.0 && progress.recent_active)
                 .map(|(_, progress)| progress.matched.max(progress.pending_snapshot))
                 .min();
-            (needed.unwrap_or(applied).min(applied), config.log_entries, config.log_bytes)
+            needed.unwrap_or(applied).min(applied)
         };
-        if over(entries, bytes) {
-            self.raw.mut_store().compact(up_to, entries / 2, bytes / 2);
-        }
+        // Not for every entry anew.
+        self.raw.mut_store().compact(up_to, entries - entries / 4, bytes - bytes / 4);
     }
 
     /// Whether something waits for the next tick, and not only for the next heartbeat.
