@@ -6,9 +6,14 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
+#[cfg(target_os = "linux")]
+use rustix::fs::OFlags;
+
 /// Only the user may read what a node keeps.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+/// What is written past the page cache is in blocks of so many bytes: no device has larger ones.
+pub(super) const BLOCK_BYTES: usize = 4096;
 
 /// A file system.
 pub(super) trait Disk: fmt::Debug + Send + Sync {
@@ -20,6 +25,9 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
     /// A file that is there.
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// A file that is there, past the page cache: what is written to it is durable when the write returns. Memory,
+    /// place and length of each write are multiples of [`BLOCK_BYTES`]. `None`: this cannot be done here.
+    fn open_durable(&self, path: &Path) -> Option<Box<dyn File>>;
     /// Gives a file another name, in place of the file that had it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -107,6 +115,19 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
         Ok(Box::new(fs::OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_durable(&self, path: &Path) -> Option<Box<dyn File>> {
+        let flags = OFlags::DIRECT | OFlags::DSYNC;
+        let flags = i32::try_from(flags.bits()).ok()?;
+        let file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
+        Some(Box::new(file))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_durable(&self, _path: &Path) -> Option<Box<dyn File>> {
+        None
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

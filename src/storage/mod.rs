@@ -22,6 +22,7 @@ mod format;
 mod index;
 mod replay;
 mod store;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod writer;

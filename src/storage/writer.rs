@@ -10,6 +10,7 @@ use super::disk::{Disk, File, is_full};
 use super::format::{self, Data, End, Item, Kind, StateDescription, StateFile, Summary, TooLong};
 use super::index::Index;
 use super::replay::{Finding, Forgotten, Read, Replay};
+use super::tail::Tail;
 use super::{Progress, StoreConfig, StoreError, StoreStats};
 use crate::id::{PartitionId, ReplicaId};
 use crate::replication::{Stored, StoredState, Write};
@@ -102,6 +103,8 @@ struct Current {
     begin: u64,
     /// Whether it begins with a sound summary.
     based: bool,
+    /// Its end, where that can be written past the page cache.
+    tail: Option<Tail>,
 }
 
 /// States that were asked for.
@@ -252,17 +255,20 @@ impl Writer {
     /// Keeps the batches, whole and together. When it returns, they are on the disk.
     pub(super) fn commit(&mut self, batches: &[Batch]) -> Result<(), Trouble> {
         let files = self.write_states(batches)?;
-        let mut encoded = self.encode(batches, &files)?;
+        let mut data = self.data(items(batches, &files).collect());
+        self.encode(&data)?;
         if !self.fits(self.current.offset) {
             self.roll()?;
-            encoded = self.encode(batches, &files)?;
+            data = self.data(data.writes);
+            self.encode(&data)?;
         }
         self.write_record()?;
         self.sequence += 1;
-        self.since_summary = if encoded { 0 } else { self.since_summary } + self.buffer.len() as u64;
+        let before = if data.summary.is_some() { 0 } else { self.since_summary };
+        self.since_summary = before + self.buffer.len() as u64;
         self.sealed = false;
-        for item in items(batches, &files) {
-            self.index.apply(&item, self.current.number);
+        for item in &data.writes {
+            self.index.apply(item, self.current.number);
         }
         let oldest = self.oldest();
         self.wanted.open.retain(|partition| self.index.holds(*partition, oldest));
@@ -276,36 +282,36 @@ impl Writer {
             || self.current.offset <= self.current.begin
     }
 
-    /// Puts the record into the buffer; whether it carries a summary.
-    fn encode(&mut self, batches: &[Batch], files: &[StateFile]) -> Result<bool, Trouble> {
+    /// What a record of these writes says, as things stand now.
+    fn data<'a>(&self, writes: Vec<Item<'a>>) -> Data<'a> {
         let summary = (self.since_summary >= SUMMARY_EVERY_BYTES).then(|| self.index.summary.clone());
-        let carries = summary.is_some();
-        let writes: Vec<Item<'_>> = items(batches, files).collect();
         let counts =
             writes.iter().map(Item::partition).map(|partition| (partition, self.index.count(partition)));
-        let data = Data { table: self.index.summary.table, counts: counts.collect(), summary, writes };
+        Data { table: self.index.summary.table, counts: counts.collect(), summary, writes }
+    }
+
+    /// Puts the record into the buffer.
+    fn encode(&mut self, data: &Data<'_>) -> Result<(), Trouble> {
         let mark = format::mark(self.log, self.current.number);
-        format::encode(&mut self.buffer, mark, self.sequence, Kind::Data, &data).map_err(|TooLong| {
+        format::encode(&mut self.buffer, mark, self.sequence, Kind::Data, data).map_err(|TooLong| {
             Trouble::Failed(io::Error::other("a turn's writes are longer than a record may be"))
-        })?;
-        Ok(carries)
+        })
     }
 
     /// Writes the record in the buffer behind the last one, and waits for the disk.
     fn write_record(&mut self) -> Result<(), Trouble> {
         let current = &mut self.current;
-        if let Err(error) = current.file.write_all_at(&self.buffer, current.offset) {
+        if let Err(trouble) = current.write(&self.buffer) {
             // A part of it may have gone beyond what the file had before: that room is given back.
-            if is_full(&error) && current.file.size().is_ok_and(|size| size > current.filled) {
+            if matches!(trouble, Trouble::Full(_))
+                && current.file.size().is_ok_and(|size| size > current.filled)
+            {
                 current.file.set_size(current.filled).map_err(Trouble::Failed)?;
             }
-            return Err(Trouble::of(error));
+            return Err(trouble);
         }
-        current.file.sync().map_err(Trouble::Failed)?;
         self.stats.fsyncs += 1;
         self.stats.bytes_written += self.buffer.len() as u64;
-        current.offset += self.buffer.len() as u64;
-        current.filled = current.filled.max(current.offset);
         Ok(())
     }
 
@@ -409,13 +415,14 @@ impl Writer {
         )?;
         file.write_all_at(&self.buffer, 0).map_err(Trouble::of)?;
         let begin = self.buffer.len() as u64;
-        let mut current =
-            Current { number, file, offset: begin, filled: filled.max(begin), begin, based: true };
+        let filled = filled.max(begin);
+        let mut current = Current { number, file, offset: begin, filled, begin, based: true, tail: None };
         let room = current.fill(CHUNK_BYTES as u64, self.config.segment_bytes).map_err(Trouble::of)?;
         current.file.sync().map_err(Trouble::Failed)?;
         self.stats.fsyncs += 1;
         self.stats.bytes_written += begin + room;
         self.sync_dir()?;
+        current.tail = Tail::open(&*self.disk, path, &*current.file, begin);
         Ok(current)
     }
 
@@ -628,8 +635,10 @@ fn identity(disk: &dyn Disk, path: &Path, segments: &[u64], new: u64) -> Result<
 impl Current {
     /// A segment in which nothing is.
     fn nothing(disk: &dyn Disk, dir: &Path, number: u64) -> io::Result<Self> {
-        let file = disk.create(&dir.join(segment_name(number)))?;
-        Ok(Self { number, file, offset: 0, filled: 0, begin: 0, based: false })
+        let path = dir.join(segment_name(number));
+        let file = disk.create(&path)?;
+        let tail = Tail::open(disk, &path, &*file, 0);
+        Ok(Self { number, file, offset: 0, filled: 0, begin: 0, based: false, tail })
     }
 
     /// The last segment, behind its last sound record.
@@ -644,7 +653,8 @@ impl Current {
         buffer: &mut Vec<u8>,
         stats: &mut StoreStats,
     ) -> io::Result<Self> {
-        let file = disk.open(&dir.join(segment_name(segment.number)))?;
+        let path = dir.join(segment_name(segment.number));
+        let file = disk.open(&path)?;
         let mut at = 0;
         while at < end {
             buffer.resize(CHUNK_BYTES.min(usize::try_from(end - at).unwrap_or(CHUNK_BYTES)), 0);
@@ -658,8 +668,30 @@ impl Current {
         file.sync()?;
         stats.fsyncs += 1;
         stats.bytes_written += end;
+        let tail = Tail::open(disk, &path, &*file, end);
         let Segment { number, bytes, based } = segment;
-        Ok(Self { number, file, offset: end, filled: bytes.max(end), begin: 0, based })
+        Ok(Self { number, file, offset: end, filled: bytes.max(end), begin: 0, based, tail })
+    }
+
+    /// Writes a record behind the last one, and waits for the disk.
+    fn write(&mut self, record: &[u8]) -> Result<(), Trouble> {
+        let end = self.offset + record.len() as u64;
+        let written = match self.tail.as_mut().map(|tail| tail.write(record)) {
+            Some(Ok(written)) => written,
+            Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => {
+                return Err(Trouble::of(error));
+            }
+            // The file system wants it otherwise than what it was promised.
+            Some(Err(_)) | None => {
+                self.tail = None;
+                self.file.write_all_at(record, self.offset).map_err(Trouble::of)?;
+                self.file.sync().map_err(Trouble::Failed)?;
+                end
+            }
+        };
+        self.offset = end;
+        self.filled = self.filled.max(written);
+        Ok(())
     }
 
     /// Lengthens the file by so many bytes, up to a limit; how many it were.

@@ -161,6 +161,9 @@ fn nothing_persisted_is_lost_when_the_power_goes() {
         if seed % 2 == 0 {
             disk.write_short(seed);
         }
+        if seed % 4 < 2 {
+            disk.write_cached();
+        }
         let mut perhaps = None;
         for _ in 0..8 {
             // Some cuts come while the store is being opened.
@@ -185,6 +188,9 @@ fn what_only_the_page_cache_has_is_written_again_before_it_is_relied_upon() {
     for_each_seed(|seed| {
         let mut life = Life::new(seed);
         let disk = MemoryDisk::with_dir(&home());
+        if seed % 2 == 0 {
+            disk.write_cached();
+        }
         let mut writer = open(&disk).unwrap().writer;
         let rounds = life.rng.random_range(1..60);
         life.work(&mut writer, rounds);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -38,6 +39,8 @@ struct State {
     short_writes: Option<StdRng>,
     /// The next sync fails, and forgets what it should have written.
     fail_sync: bool,
+    /// Nothing is written past the page cache.
+    cached_only: bool,
     /// Syncs wait.
     held: bool,
     /// Sectors that cannot be read, of files by their names.
@@ -68,6 +71,8 @@ struct MemoryFile {
     disk: MemoryDisk,
     path: PathBuf,
     id: usize,
+    /// Each write is synced.
+    durable: bool,
 }
 
 #[derive(Debug)]
@@ -146,6 +151,11 @@ impl MemoryDisk {
 
     pub(super) fn write_short(&self, seed: u64) {
         self.state().short_writes = Some(StdRng::seed_from_u64(seed));
+    }
+
+    /// Lets all that is written go through the page cache.
+    pub(super) fn write_cached(&self) {
+        self.state().cached_only = true;
     }
 
     pub(super) fn fail_next_sync(&self) {
@@ -285,12 +295,19 @@ impl Disk for MemoryDisk {
         let id = state.files.len();
         state.files.push(Contents::default());
         state.change(dir, vec![(name, Some(id))])?;
-        Ok(Box::new(MemoryFile { disk: self.clone(), path: path.to_owned(), id }))
+        Ok(Box::new(MemoryFile { disk: self.clone(), path: path.to_owned(), id, durable: false }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let id = self.state().find(path)?;
-        Ok(Box::new(MemoryFile { disk: self.clone(), path: path.to_owned(), id }))
+        Ok(Box::new(MemoryFile { disk: self.clone(), path: path.to_owned(), id, durable: false }))
+    }
+
+    fn open_durable(&self, path: &Path) -> Option<Box<dyn File>> {
+        let state = self.state();
+        let id = state.find(path).ok()?;
+        let file = MemoryFile { disk: self.clone(), path: path.to_owned(), id, durable: true };
+        (!state.cached_only).then(|| Box::new(file) as Box<dyn File>)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -375,29 +392,37 @@ impl File for MemoryFile {
         state.burn()?;
         let at = usize::try_from(at).unwrap();
         let mut size = bytes.len();
+        // What a device takes at once: of a durable write whole sectors, and memory that begins at one.
+        let unit = if self.durable { SECTOR } else { 1 };
+        assert!([at, size, bytes.as_ptr().addr()].iter().all(|number| number.is_multiple_of(unit)));
         if let Some(rng) = &mut state.short_writes
             && rng.random_bool(0.2)
         {
             if rng.next_u32() % 4 == 0 {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            size = rng.random_range(1..=size);
+            size = rng.random_range(1..=size).next_multiple_of(unit);
         }
         if let Some(capacity) = state.capacity {
             let length = state.files[self.id].live.len();
             let room = capacity.saturating_sub(state.used());
             let fits = (length + room).saturating_sub(at);
-            if fits == 0 {
+            size = size.min(fits - fits % unit);
+            if size == 0 {
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            size = size.min(fits);
         }
         let file = &mut state.files[self.id];
         if file.live.len() < at + size {
             file.live.resize(at + size, 0);
         }
         file.live[at..at + size].copy_from_slice(&bytes[..size]);
-        file.dirty.extend(at / SECTOR..(at + size).div_ceil(SECTOR));
+        let sectors = at / SECTOR..(at + size).div_ceil(SECTOR);
+        file.dirty.extend(sectors.clone());
+        drop(state);
+        if self.durable {
+            self.make_durable(Some(sectors))?;
+        }
         Ok(size)
     }
 
@@ -409,6 +434,13 @@ impl File for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.make_durable(None)
+    }
+}
+
+impl MemoryFile {
+    /// Syncs what is dirty, or of that only these sectors.
+    fn make_durable(&self, only: Option<Range<usize>>) -> io::Result<()> {
         let mut state = self.disk.state();
         while state.held {
             state = self.disk.inner.gate.wait(state).unwrap();
@@ -417,12 +449,15 @@ impl File for MemoryFile {
         state.syncs += 1;
         let fails = std::mem::take(&mut state.fail_sync);
         let file = &mut state.files[self.id];
-        let dirty = std::mem::take(&mut file.dirty);
+        let (synced, dirty): (Vec<_>, Vec<_>) = std::mem::take(&mut file.dirty)
+            .into_iter()
+            .partition(|sector| only.as_ref().is_none_or(|only| only.contains(sector)));
+        file.dirty.extend(dirty);
         if fails {
             // As Linux does it: what was not written counts as clean from now on.
             return Err(rustix::io::Errno::IO.into());
         }
-        for sector in dirty {
+        for sector in synced {
             file.persist(sector);
         }
         let size = file.live.len();
