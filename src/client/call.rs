@@ -413,7 +413,7 @@ impl<'a, R: Rpc> Call<'a, R> {
             Refusal::NotLeader { leader: Some(leader) } if leader != node => {
                 self.last = Error::NoQuorum;
                 router.set_leader(partition, leader);
-                if router.rpc.linked().contains(&leader) {
+                if router.rpc.is_linked(leader) {
                     self.no_leader_since = None;
                 } else {
                     self.no_leader_since.get_or_insert(self.client.now());

@@ -210,9 +210,8 @@ impl<R: Rpc> Router<R> {
 
     /// The leader if it can be asked; otherwise any node that may send it on.
     pub(super) fn target(&self, view: &SwarmView, partition: PartitionId, asked: &Asked) -> Target {
-        let linked = self.rpc.linked();
         if let Some(leader) = self.leader(partition) {
-            if !linked.contains(&leader) {
+            if !self.rpc.is_linked(leader) {
                 let member = view.members.iter().find(|member| member.node == leader);
                 let addresses = member.map_or(&[][..], |member| &member.addresses);
                 self.rpc.want(leader, addresses);
@@ -220,6 +219,7 @@ impl<R: Rpc> Router<R> {
                 return Target::Node(leader);
             }
         }
+        let linked = self.rpc.linked();
         if linked.is_empty() {
             self.reach_out();
             return Target::NoLink;
@@ -249,10 +249,10 @@ impl<R: Rpc> Router<R> {
     /// Whom to ask for what only `node` has: itself, or, as long as there is no link to it, somebody who may send
     /// it on.
     pub(super) fn towards(&self, node: NodeId) -> Option<NodeId> {
-        let linked = self.rpc.linked();
-        if linked.contains(&node) {
+        if self.rpc.is_linked(node) {
             return Some(node);
         }
+        let linked = self.rpc.linked();
         let view = self.cached();
         let member = view.iter().flat_map(|view| &view.members).find(|member| member.node == node);
         if let Some(member) = member {

@@ -496,6 +496,10 @@ impl Rpc for Net {
         links.filter(|link| link.role == Role::Member).map(|link| link.node).collect()
     }
 
+    fn is_linked(&self, node: NodeId) -> bool {
+        self.link(node).is_some_and(|link| link.role == Role::Member)
+    }
+
     fn want(&self, node: NodeId, addresses: &[String]) {
         Net::want(self, node, addresses.to_vec());
     }

@@ -49,6 +49,10 @@ impl Rpc for NodeRpc {
         nodes
     }
 
+    fn is_linked(&self, node: NodeId) -> bool {
+        node == self.me || self.net.is_linked(node)
+    }
+
     fn home(&self) -> Option<NodeId> {
         Some(self.me)
     }

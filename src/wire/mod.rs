@@ -47,6 +47,11 @@ pub trait Rpc: Clone + Send + Sync + 'static {
     /// The nodes that can be asked without dialling first, this node itself included if it is one.
     fn linked(&self) -> Vec<NodeId>;
 
+    /// Whether `node` is one of them.
+    fn is_linked(&self, node: NodeId) -> bool {
+        self.linked().contains(&node)
+    }
+
     /// The node that asks, if it is one: its swarm is the swarm that is meant. A visitor has none.
     fn home(&self) -> Option<NodeId> {
         None
