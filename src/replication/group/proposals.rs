@@ -280,7 +280,7 @@ impl Group {
         }
         let watched = self.lead.as_ref().is_some_and(|lead| lead.watcher_count > 0);
         let key = watched.then(|| command.operation.key().map(<[u8]>::to_vec)).flatten();
-        let expires = self.machine.next_due().is_some_and(|due| due <= command.time);
+        let expires = watched && self.machine.next_due().is_some_and(|due| due <= command.time);
         let reply = self.machine.apply(index, command);
         if watched {
             match key {

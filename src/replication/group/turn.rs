@@ -262,9 +262,13 @@ impl Group {
         let log = self.raw.store();
         // The core may still want to look at what it has not been told is applied.
         let applied = log.applied().0.min(self.raw.raft.raft_log.applied);
+        let over = |entries: usize, bytes: usize| log.len() > entries || log.bytes() > bytes;
+        // Mostly it ends here, and need not look at the state.
+        if !over(config.log_entries, LOG_BYTES_MIN.min(config.log_bytes)) {
+            return;
+        }
         let share = (self.machine.bytes() / LOG_SHARE).max(LOG_BYTES_MIN);
         let (entries, bytes) = (config.log_entries, config.log_bytes.min(share));
-        let over = |entries: usize, bytes: usize| log.len() > entries || log.bytes() > bytes;
         if !over(entries, bytes) {
             return;
         }

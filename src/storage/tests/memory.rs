@@ -421,7 +421,7 @@ impl File for MemoryFile {
         file.dirty.extend(sectors.clone());
         drop(state);
         if self.durable {
-            self.make_durable(Some(sectors))?;
+            self.make_durable(Some(&sectors))?;
         }
         Ok(size)
     }
@@ -440,7 +440,7 @@ impl File for MemoryFile {
 
 impl MemoryFile {
     /// Syncs what is dirty, or of that only these sectors.
-    fn make_durable(&self, only: Option<Range<usize>>) -> io::Result<()> {
+    fn make_durable(&self, only: Option<&Range<usize>>) -> io::Result<()> {
         let mut state = self.disk.state();
         while state.held {
             state = self.disk.inner.gate.wait(state).unwrap();
@@ -451,7 +451,7 @@ impl MemoryFile {
         let file = &mut state.files[self.id];
         let (synced, dirty): (Vec<_>, Vec<_>) = std::mem::take(&mut file.dirty)
             .into_iter()
-            .partition(|sector| only.as_ref().is_none_or(|only| only.contains(sector)));
+            .partition(|sector| only.is_none_or(|only| only.contains(sector)));
         file.dirty.extend(dirty);
         if fails {
             // As Linux does it: what was not written counts as clean from now on.
