@@ -41,6 +41,8 @@ struct State {
     fail_sync: bool,
     /// Nothing is written past the page cache.
     cached_only: bool,
+    /// What is to be written past the page cache is refused.
+    refuses_blocks: bool,
     /// Syncs wait.
     held: bool,
     /// Sectors that cannot be read, of files by their names.
@@ -156,6 +158,11 @@ impl MemoryDisk {
     /// Lets all that is written go through the page cache.
     pub(super) fn write_cached(&self) {
         self.state().cached_only = true;
+    }
+
+    /// Refuses what is to be written past the page cache, as if its blocks were of another size.
+    pub(super) fn refuse_blocks(&self) {
+        self.state().refuses_blocks = true;
     }
 
     pub(super) fn fail_next_sync(&self) {
@@ -390,6 +397,9 @@ impl File for MemoryFile {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
         state.burn()?;
+        if self.durable && state.refuses_blocks {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let at = usize::try_from(at).unwrap();
         let mut size = bytes.len();
         // What a device takes at once: of a durable write whole sectors, and memory that begins at one.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use memory::MemoryDisk;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use tempfile::TempDir;
 
 use super::*;
@@ -120,6 +122,22 @@ async fn what_was_persisted_is_there_again() {
     assert_eq!(recovered.stored, expect(&writes));
     assert_eq!(recovered.findings, []);
     assert!(told.last().is_some_and(|last| last.read > 0 && last.read <= last.total));
+}
+
+#[tokio::test]
+async fn a_file_system_that_takes_no_blocks_is_written_through_the_page_cache() {
+    let (disk, dir) = in_memory();
+    let (store, _) = open(&dir);
+    let writes = [append(3, 1, 5), append(4, 1, 2), append(3, 6, 3)];
+    store.submit(1, writes[..1].to_vec()).unwrap();
+    persisted(&store, 1).await;
+    disk.refuse_blocks();
+    store.submit(2, writes[1..].to_vec()).unwrap();
+    persisted(&store, 2).await;
+    drop(store);
+    disk.restore_power(&mut StdRng::seed_from_u64(1));
+    let (_store, recovered) = open(&dir);
+    assert_eq!(recovered.stored, expect(&writes));
 }
 
 #[tokio::test]
