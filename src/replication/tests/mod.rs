@@ -645,20 +645,27 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
 }
 
 #[test]
-fn the_log_stays_bounded() {
+fn the_log_stays_bounded_and_is_longer_where_the_state_is_large() {
     let (mut sim, nodes) = cluster(1, 1, 3);
-    for round in 0..20_000u32 {
-        sim.put(nodes[0], P, &[1], &round.to_be_bytes());
-        if round % 100 == 0 {
-            sim.run(ms(2));
+    let mut write = |sim: &mut Sim, count: u32, key: fn(u32) -> u8, bytes: usize| {
+        for round in 0..count {
+            let mut value = vec![0; bytes];
+            value[..4].copy_from_slice(&round.to_be_bytes());
+            sim.put(nodes[0], P, &[key(round)], &value);
+            if round % 100 == 0 {
+                sim.run(ms(2));
+            }
         }
-    }
-    sim.run(ms(600));
-    assert!(sim.status(nodes[0], P).unwrap().log_entries <= 1024);
-    for node in &nodes {
-        let status = sim.status(*node, P).unwrap();
-        assert!(status.log_entries <= 4096, "{}", status.log_entries);
-    }
+        sim.run(ms(600));
+        nodes.iter().map(|node| sim.status(*node, P).unwrap().log_entries).collect::<Vec<_>>()
+    };
+    // Of a state of a few bytes, 48 KiB.
+    let lengths = write(&mut sim, 20_000, |_| 1, 4);
+    assert!(lengths.iter().all(|length| (150..450).contains(length)), "{lengths:?}");
+    // A state of a megabyte.
+    write(&mut sim, 64, |round| u8::try_from(round).unwrap_or(0), 16 * 1024);
+    let lengths = write(&mut sim, 20_000, |_| 1, 4);
+    assert!(lengths.iter().all(|length| (700..=1024).contains(length)), "{lengths:?}");
     assert!(!sim.counts.contains_key("refused"));
 }
 
