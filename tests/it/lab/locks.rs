@@ -291,7 +291,7 @@ struct Contest {
     lab: Lab,
     rng: StdRng,
     all: Vec<Contenders>,
-    /// Cut off from all nodes, by this test.
+    /// Cut off from all nodes, or nearly so from the one that they depend on, by this test.
     away: Vec<Away>,
     /// Those that took effect.
     fired: BTreeMap<Trouble, usize>,
@@ -334,10 +334,14 @@ impl Contest {
             Trouble::Slow => {
                 // To others too little goes.
                 let leader = self.lab.leader_of("lock");
+                let from = now();
                 self.lab.network().slow(leader, 100, 400);
                 pass(lasts);
                 let met = self.lab.network().fast(leader);
                 assert!(met > 0, "nothing had to wait");
+                // What is dropped is sent again later and later, so that some renewals come after the lease.
+                let to = now() + LEASE;
+                self.away.extend(self.all.iter().map(|all| Away { process: all.number, from, to }));
             }
             Trouble::PauseContenders => {
                 let some = self.rng.random_range(0..self.all.len());

@@ -3,6 +3,7 @@
  * The file that ROUNDTABLE_FAULT names says what happens to the files whose paths begin with ROUNDTABLE_FAULT_DIR:
  *   sync-fails     syncs end with EIO, and what was written since the last one may be lost
  *   sync-slow N    syncs take N more milliseconds
+ * (a write to a file that was opened with O_DSYNC is a sync as well)
  *   write-tears    the next write of the log writes its first half, and the process is gone
  * Anything else, or no such file: nothing.
  */
@@ -38,16 +39,20 @@ static int is_ours(int file, const char *suffix) {
     return !strncmp(path, dir, strlen(dir)) && (size_t)length >= end && !strcmp(path + length - end, suffix);
 }
 
-static int sync_with(const char *name, int file) {
+/* Whether a sync of the file fails; it may take longer. */
+static int sync_fails(int file) {
     char fault[64];
-    if (is_ours(file, "") && what(fault, sizeof fault)) {
-        if (!strncmp(fault, "sync-fails", 10)) {
-            errno = EIO;
-            return -1;
-        }
-        if (!strncmp(fault, "sync-slow ", 10)) usleep((useconds_t)atoi(fault + 10) * 1000);
-    }
+    if (!is_ours(file, "") || !what(fault, sizeof fault)) return 0;
+    if (!strncmp(fault, "sync-slow ", 10)) usleep((useconds_t)atoi(fault + 10) * 1000);
+    return !strncmp(fault, "sync-fails", 10);
+}
+
+static int sync_with(const char *name, int file) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
+    if (sync_fails(file)) {
+        errno = EIO;
+        return -1;
+    }
     return real(file);
 }
 
@@ -62,6 +67,10 @@ static ssize_t write_with(const char *name, int file, const void *bytes, size_t 
         real(file, bytes, count / 2, at);
         kill(getpid(), SIGKILL);
         pause();
+    }
+    if ((fcntl(file, F_GETFL) & O_DSYNC) && sync_fails(file)) {
+        errno = EIO;
+        return -1;
     }
     return real(file, bytes, count, at);
 }
