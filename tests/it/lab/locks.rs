@@ -339,8 +339,9 @@ impl Contest {
                 pass(lasts);
                 let met = self.lab.network().fast(leader);
                 assert!(met > 0, "nothing had to wait");
-                // What is dropped is sent again later and later, so that some renewals come after the lease.
-                let to = now() + LEASE;
+                // What is dropped is sent again later and later (by TCP, each time after twice as long), so that some
+                // renewals come after the lease.
+                let to = now() + LEASE * 2;
                 self.away.extend(self.all.iter().map(|all| Away { process: all.number, from, to }));
             }
             Trouble::PauseContenders => {
