@@ -647,7 +647,7 @@ fn a_wait_ends_with_the_next_write_of_its_key() {
 #[test]
 fn the_log_stays_bounded_and_is_longer_where_the_state_is_large() {
     let (mut sim, nodes) = cluster(1, 1, 3);
-    let mut write = |sim: &mut Sim, count: u32, key: fn(u32) -> u8, bytes: usize| {
+    let write = |sim: &mut Sim, count: u32, key: fn(u32) -> u8, bytes: usize| {
         for round in 0..count {
             let mut value = vec![0; bytes];
             value[..4].copy_from_slice(&round.to_be_bytes());

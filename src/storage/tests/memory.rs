@@ -39,15 +39,23 @@ struct State {
     short_writes: Option<StdRng>,
     /// The next sync fails, and forgets what it should have written.
     fail_sync: bool,
-    /// Nothing is written past the page cache.
-    cached_only: bool,
-    /// What is to be written past the page cache is refused.
-    refuses_blocks: bool,
+    past_cache: PastCache,
     /// Syncs wait.
     held: bool,
     /// Sectors that cannot be read, of files by their names.
     unreadable: BTreeSet<(PathBuf, usize)>,
     syncs: u64,
+}
+
+/// What becomes of what is to be written past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum PastCache {
+    #[default]
+    Written,
+    /// As if its blocks were of another size.
+    Refused,
+    /// No file is opened for it.
+    Unknown,
 }
 
 /// A directory: what is in it, what will be after a power cut, and the changes between the two.
@@ -157,12 +165,12 @@ impl MemoryDisk {
 
     /// Lets all that is written go through the page cache.
     pub(super) fn write_cached(&self) {
-        self.state().cached_only = true;
+        self.state().past_cache = PastCache::Unknown;
     }
 
     /// Refuses what is to be written past the page cache, as if its blocks were of another size.
     pub(super) fn refuse_blocks(&self) {
-        self.state().refuses_blocks = true;
+        self.state().past_cache = PastCache::Refused;
     }
 
     pub(super) fn fail_next_sync(&self) {
@@ -314,7 +322,7 @@ impl Disk for MemoryDisk {
         let state = self.state();
         let id = state.find(path).ok()?;
         let file = MemoryFile { disk: self.clone(), path: path.to_owned(), id, durable: true };
-        (!state.cached_only).then(|| Box::new(file) as Box<dyn File>)
+        (state.past_cache != PastCache::Unknown).then(|| Box::new(file) as Box<dyn File>)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -397,7 +405,7 @@ impl File for MemoryFile {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
         state.burn()?;
-        if self.durable && state.refuses_blocks {
+        if self.durable && state.past_cache == PastCache::Refused {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let at = usize::try_from(at).unwrap();
