@@ -6,9 +6,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-#[cfg(target_os = "linux")]
-use rustix::fs::OFlags;
-
 /// Only the user may read what a node keeps.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -119,8 +116,7 @@ impl Disk for RealDisk {
 
     #[cfg(target_os = "linux")]
     fn open_durable(&self, path: &Path) -> Option<Box<dyn File>> {
-        let flags = OFlags::DIRECT | OFlags::DSYNC;
-        let flags = i32::try_from(flags.bits()).ok()?;
+        let flags = libc::O_DIRECT | libc::O_DSYNC;
         let file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
         Some(Box::new(file))
     }

@@ -1,5 +1,6 @@
 //! Processes of a peer: started on loopback, measured through `/proc`, killed when dropped.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ struct Server {
 }
 
 impl Servers {
-    /// None yet. With `strace`, each is started under it; it stops them at fsyncs and nowhere else.
+    /// None yet. With `strace`, each is started under it; it stops them at syncs, opens and writes at a place.
     pub(crate) fn new(dir: PathBuf, strace: Option<&PathBuf>) -> Result<Self> {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -59,8 +60,9 @@ impl Servers {
                 "-f",
                 "--seccomp-bpf",
                 "-qq",
+                "-y",
                 "-e",
-                "trace=fsync,fdatasync",
+                "trace=fsync,fdatasync,openat,pwrite64",
                 "-o",
             ]);
             wrapped.arg(self.dir.join(format!("{name}.strace")));
@@ -149,7 +151,8 @@ impl Servers {
         self.running.iter().map(|server| memory(server.child.id())).sum()
     }
 
-    /// Calls of fsync and fdatasync by all of them so far; only when they were started to be traced.
+    /// Syncs by all of them so far: calls of fsync and fdatasync, and writes to files that were opened so that a write
+    /// is a sync; only when they were started to be traced.
     pub(crate) fn fsyncs(&self) -> Result<Option<u64>> {
         if self.strace.is_none() {
             return Ok(None);
@@ -157,11 +160,23 @@ impl Servers {
         let mut count = 0;
         for server in &self.running {
             let lines = fs::read_to_string(self.dir.join(format!("{}.strace", server.name)))?;
-            // A call that another thread interrupts is written as two lines; the second does not end it twice.
-            count += lines.lines().filter(|line| line.contains("sync(")).count() as u64;
+            let opened = lines.lines().filter(|line| line.contains("O_DSYNC"));
+            let synced: HashSet<&str> = opened.filter_map(|line| between(line, '"', '"')).collect();
+            // A call that another thread interrupts is written as two lines; the second does not name it so.
+            let is_sync = |line: &&str| {
+                line.contains("sync(")
+                    || line.contains("pwrite64(")
+                        && between(line, '<', '>').is_some_and(|path| synced.contains(path))
+            };
+            count += lines.lines().filter(is_sync).count() as u64;
         }
         Ok(Some(count))
     }
+}
+
+/// What stands between the first two of these characters.
+fn between(line: &str, open: char, close: char) -> Option<&str> {
+    line.split_once(open)?.1.split_once(close).map(|(inner, _)| inner)
 }
 
 impl Drop for Servers {
