@@ -9,7 +9,8 @@ use std::path::Path;
 /// Only the user may read what a node keeps.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// What is written past the page cache is in blocks of so many bytes: no device has larger ones.
+/// What a device may lose together, in bytes, and how it wants what is written past the page cache: none has larger
+/// blocks.
 pub(super) const BLOCK_BYTES: usize = 4096;
 
 /// A file system.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::dir::{self, FileError, UNFINISHED};
-use super::disk::{Disk, File, is_full};
+use super::disk::{BLOCK_BYTES, Disk, File, is_full};
 use super::format::{self, Data, End, Item, Kind, StateDescription, StateFile, Summary, TooLong};
 use super::index::Index;
 use super::replay::{Finding, Forgotten, Read, Replay};
@@ -27,8 +27,6 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const UNREADABLE_BYTES: usize = 4096;
 /// After so many bytes of records, one carries a summary: what a damaged record can cast doubt upon ends there.
 const SUMMARY_EVERY_BYTES: u64 = 1024 * 1024;
-/// A summary that is written to prove what was written before it stands in another block than that, in bytes.
-const BLOCK_BYTES: u64 = 4096;
 /// Kept free at the end of a segment for the note that another one has begun.
 const END_BYTES: u64 = 64;
 /// Partitions that are asked for their states at a time: while one is written, nothing else is.
@@ -449,7 +447,7 @@ impl Writer {
             |TooLong| Trouble::Failed(io::Error::other("a summary is longer than a record may be")),
         )?;
         // Damage to one block is not to reach both the last record and what proves that it was there.
-        let at = self.current.offset.next_multiple_of(BLOCK_BYTES);
+        let at = self.current.offset.next_multiple_of(BLOCK_BYTES as u64);
         if !self.fits(at) {
             // The next segment begins with a summary.
             self.roll()?;

@@ -19,8 +19,9 @@ use crate::replication::durable::{HardState, Write};
 use crate::replication::message::{Body, RaftKind};
 use crate::replication::{DriverConfig, Refusal, convert};
 
-/// The log is kept up to this part of the state's bytes: a replica that lags further is sent the state, which then costs
-/// little more. What is kept for nobody costs each write, as it pushes what is needed out of the processor's caches.
+/// The log is kept up to this part of the state's bytes: a replica that lags further is sent the state, which where
+/// this is what cuts is no more than so many times the log. What is kept for nobody costs each write, as it pushes what
+/// is needed out of the processor's caches.
 const LOG_SHARE: usize = 4;
 /// But so many bytes of it in any case: at two thousand writes a second, of a tenth of a second.
 const LOG_BYTES_MIN: usize = 48 * 1024;
@@ -263,10 +264,6 @@ impl Group {
         // The core may still want to look at what it has not been told is applied.
         let applied = log.applied().0.min(self.raw.raft.raft_log.applied);
         let over = |entries: usize, bytes: usize| log.len() > entries || log.bytes() > bytes;
-        // Mostly it ends here, and need not look at the state.
-        if !over(config.log_entries, LOG_BYTES_MIN.min(config.log_bytes)) {
-            return;
-        }
         let share = (self.machine.bytes() / LOG_SHARE).max(LOG_BYTES_MIN);
         let (entries, bytes) = (config.log_entries, config.log_bytes.min(share));
         if !over(entries, bytes) {
