@@ -23,8 +23,8 @@ use crate::replication::{DriverConfig, Refusal, convert};
 /// this is what cuts is no more than so many times the log. What is kept for nobody costs each write, as it pushes what
 /// is needed out of the processor's caches.
 const LOG_SHARE: usize = 4;
-/// But so many bytes of it in any case: at two thousand writes a second, of a tenth of a second.
-const LOG_BYTES_MIN: usize = 48 * 1024;
+/// But so many bytes of it in any case: some 35 entries of 100-byte values, when a state is not much more than that.
+const LOG_BYTES_MIN: usize = 8 * 1024;
 
 /// What may be said, and what the core is told, once a batch is on the disk.
 #[derive(Debug)]

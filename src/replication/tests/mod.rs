@@ -659,9 +659,9 @@ fn the_log_stays_bounded_and_is_longer_where_the_state_is_large() {
         sim.run(ms(600));
         nodes.iter().map(|node| sim.status(*node, P).unwrap().log_entries).collect::<Vec<_>>()
     };
-    // Of a state of a few bytes, 48 KiB.
+    // Of a state of a few bytes, 8 KiB.
     let lengths = write(&mut sim, 20_000, |_| 1, 4);
-    assert!(lengths.iter().all(|length| (150..450).contains(length)), "{lengths:?}");
+    assert!(lengths.iter().all(|length| (30..100).contains(length)), "{lengths:?}");
     // A state of a megabyte.
     write(&mut sim, 64, |round| u8::try_from(round).unwrap_or(0), 16 * 1024);
     let lengths = write(&mut sim, 20_000, |_| 1, 4);
