@@ -1,11 +1,16 @@
 //! The keys of one partition, with an index of what expires when and a running total of bytes.
 //!
 //! **Memory.** There are millions of keys and they are small, so each is one allocation: its numbers, then the
-//! key, then the value. The tree holds nothing but pointers to them.
+//! key, then the value. The tree holds pointers to them, and of each key its *head*.
+//!
+//! **Heads.** On its way to a key a tree compares it with a dozen others or two, and each of them would have to be
+//! fetched from wherever it lies. So the tree itself has the first eight bytes of each, behind what all keys of the
+//! partition begin with (`user:`, for example), and only keys that agree in those are compared as a whole.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::iter;
 use std::ops::Bound;
 
 use super::command::PartitionTime;
@@ -38,10 +43,13 @@ const EXPIRY_BYTES: usize = size_of::<u64>();
 /// A key and its slot in one piece: version, twice the length of the key (plus one if it expires), expiry if it
 /// has one, key, value. Compared by its key alone.
 #[derive(Debug, Clone)]
-struct Item(Box<[u8]>);
+struct Item {
+    head: u64,
+    bytes: Box<[u8]>,
+}
 
 impl Item {
-    fn new(key: &[u8], slot: Slot<'_>) -> Self {
+    fn new(Place { head, key }: Place<'_>, slot: Slot<'_>) -> Self {
         // Whatever comes in is shorter than the longest snapshot, and that is far below 2 GiB.
         let key_length = u32::try_from(key.len()).unwrap_or(u32::MAX) << 1;
         let expiry_bytes = if slot.expiry.is_some() { EXPIRY_BYTES } else { 0 };
@@ -54,11 +62,7 @@ impl Item {
         }
         bytes.extend_from_slice(key);
         bytes.extend_from_slice(slot.value);
-        Self(bytes.into_boxed_slice())
-    }
-
-    fn key(&self) -> &[u8] {
-        self.parts().0
+        Self { head, bytes: bytes.into_boxed_slice() }
     }
 
     fn slot(&self) -> Slot<'_> {
@@ -66,7 +70,7 @@ impl Item {
     }
 
     fn parts(&self) -> (&[u8], Slot<'_>) {
-        let (version, rest) = number(&self.0);
+        let (version, rest) = number(&self.bytes);
         let (length, rest) = rest.split_first_chunk().unwrap_or((&[0; 4], rest));
         let length = u32::from_le_bytes(*length);
         let (expiry, rest) = if length & 1 == 1 {
@@ -86,15 +90,76 @@ fn number(bytes: &[u8]) -> (u64, &[u8]) {
     (u64::from_le_bytes(*number), rest)
 }
 
-impl Borrow<[u8]> for Item {
-    fn borrow(&self) -> &[u8] {
-        self.key()
+/// Where a key belongs in the tree.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    head: u64,
+    key: &'a [u8],
+}
+
+/// What has a place. All that are compared with each other begin with the same bytes, as many as their heads leave out.
+trait Placed {
+    fn head(&self) -> u64;
+    fn key(&self) -> &[u8];
+}
+
+impl Placed for Place<'_> {
+    fn head(&self) -> u64 {
+        self.head
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key
     }
 }
 
+impl Placed for Item {
+    fn head(&self) -> u64 {
+        self.head
+    }
+
+    fn key(&self) -> &[u8] {
+        self.parts().0
+    }
+}
+
+/// The first bytes of the rest of a key as a number: the later in order, the larger.
+fn head(rest: &[u8]) -> u64 {
+    // Shorter ones are filled up with zeros, which makes some equal that are not: their keys decide.
+    let mut bytes = [0; size_of::<u64>()];
+    iter::zip(&mut bytes, rest).for_each(|(byte, of_key)| *byte = *of_key);
+    u64::from_be_bytes(bytes)
+}
+
+impl<'a> Borrow<dyn Placed + 'a> for Item {
+    fn borrow(&self) -> &(dyn Placed + 'a) {
+        self
+    }
+}
+
+impl Ord for dyn Placed + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.head().cmp(&other.head()).then_with(|| self.key().cmp(other.key()))
+    }
+}
+
+impl PartialOrd for dyn Placed + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for dyn Placed + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for dyn Placed + '_ {}
+
 impl Ord for Item {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(other.key())
+        self.head.cmp(&other.head).then_with(|| self.key().cmp(other.key()))
     }
 }
 
@@ -106,7 +171,7 @@ impl PartialOrd for Item {
 
 impl PartialEq for Item {
     fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+        self.cmp(other).is_eq()
     }
 }
 
@@ -115,7 +180,9 @@ impl Eq for Item {}
 /// A map that knows what is due next and how large it is.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Keys {
+    // Invariant: each key begins with `shared`, and its head is of what comes behind that.
     items: BTreeSet<Item>,
+    shared: Box<[u8]>,
     // Invariant: (t, k) is in `due` exactly when the item of k expires at t.
     due: BTreeSet<(PartitionTime, Box<[u8]>)>,
     // Invariant: bytes == sum over items of key.len() + value.len().
@@ -133,7 +200,28 @@ impl Eq for Keys {}
 
 impl Keys {
     pub(super) fn get(&self, key: &[u8]) -> Option<Slot<'_>> {
-        self.items.get(key).map(Item::slot)
+        self.items.get::<dyn Placed>(&self.place(key)?).map(Item::slot)
+    }
+
+    /// Where a key belongs, unless it cannot be there.
+    fn place<'a>(&self, key: &'a [u8]) -> Option<Place<'a>> {
+        let rest = key.strip_prefix(&*self.shared)?;
+        Some(Place { head: head(rest), key })
+    }
+
+    /// Where a key belongs that is to be there. If it does not begin as all others do, it makes anew what they share,
+    /// and their heads: no more often than there are bytes in the first key.
+    fn make_place<'a>(&mut self, key: &'a [u8]) -> Place<'a> {
+        if self.items.is_empty() {
+            self.shared = key.into();
+        } else if !key.starts_with(&self.shared) {
+            let common = iter::zip(&self.shared, key).take_while(|(one, other)| one == other).count();
+            self.shared = key[..common].into();
+            let items = std::mem::take(&mut self.items).into_iter();
+            self.items =
+                items.map(|item| Item { head: head(&item.key()[common..]), bytes: item.bytes }).collect();
+        }
+        Place { head: head(&key[self.shared.len()..]), key }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Slot<'_>)> {
@@ -150,7 +238,8 @@ impl Keys {
 
     pub(super) fn insert(&mut self, key: &[u8], slot: Slot<'_>) {
         self.bytes += key.len() + slot.value.len();
-        let old = self.items.replace(Item::new(key, slot));
+        let place = self.make_place(key);
+        let old = self.items.replace(Item::new(place, slot));
         if let Some(old) = &old {
             let old = old.slot();
             self.bytes -= key.len() + old.value.len();
@@ -164,7 +253,7 @@ impl Keys {
     }
 
     pub(super) fn remove(&mut self, key: &[u8]) -> bool {
-        let Some(old) = self.items.take(key) else {
+        let Some(old) = self.take(key) else {
             return false;
         };
         let old = old.slot();
@@ -175,6 +264,10 @@ impl Keys {
         true
     }
 
+    fn take(&mut self, key: &[u8]) -> Option<Item> {
+        self.items.take::<dyn Placed>(&self.place(key)?)
+    }
+
     /// Removes what is due at `now`.
     pub(super) fn expire(&mut self, now: PartitionTime) {
         while let Some((expiry, _)) = self.due.first()
@@ -183,7 +276,7 @@ impl Keys {
             let Some((_, key)) = self.due.pop_first() else {
                 return;
             };
-            if let Some(old) = self.items.take(&*key) {
+            if let Some(old) = self.take(&key) {
                 self.bytes -= key.len() + old.slot().value.len();
             }
         }
@@ -201,11 +294,20 @@ impl Keys {
     /// One page of the keys with a prefix, behind `after`.
     pub(super) fn page(&self, prefix: &[u8], after: &[u8], limit: u32, now: PartitionTime) -> Answer {
         let limit = limit.min(MAX_SCAN_ENTRIES) as usize;
-        let start =
-            if after.is_empty() || after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        let beginning = after.is_empty() || after < prefix;
+        let from = if beginning { prefix } else { after };
+        let place = self.place(from);
+        let place = place.as_ref().map(|place| place as &dyn Placed);
+        let start = match place {
+            Some(place) if beginning => Bound::Included(place),
+            Some(place) => Bound::Excluded(place),
+            None if *from < *self.shared => Bound::Unbounded,
+            // All keys are before it.
+            None => return Answer::Page { entries: Vec::new(), more: false },
+        };
         let mut rest = self
             .items
-            .range::<[u8], _>((start, Bound::Unbounded))
+            .range::<dyn Placed, _>((start, Bound::Unbounded))
             .map(Item::parts)
             .take_while(|(key, _)| key.starts_with(prefix))
             .peekable();
@@ -219,5 +321,55 @@ impl Keys {
             entries.push((KeyBytes::from(key), slot.entry(now)));
         }
         Answer::Page { entries, more: rest.peek().is_some() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Keys that share much, little or nothing, and differ early, late, or only in that one is longer by zeros.
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        let beginning = prop::sample::select(vec!["", "u", "user:", "user:1234", "user:12345678"]);
+        let rest = prop::collection::vec(prop::sample::select(vec![0, b'0', b':', 255]), 0..11);
+        (beginning, rest).prop_map(|(beginning, rest)| [beginning.as_bytes(), &rest].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_found_and_listed_as_in_a_plain_map(
+            steps in prop::collection::vec((0..3_u8, key(), key()), 1..200)
+        ) {
+            let mut keys = Keys::default();
+            let mut plain = BTreeMap::new();
+            for (number, (step, key, prefix)) in (1..).zip(steps) {
+                let value = key.clone();
+                if step == 0 {
+                    prop_assert_eq!(keys.remove(&key), plain.remove(&key).is_some());
+                } else {
+                    keys.insert(&key, Slot { value: &value, version: Version(number), expiry: None });
+                    plain.insert(key.clone(), number);
+                }
+                let found = keys.get(&prefix).map(|slot| slot.version.0);
+                prop_assert_eq!(found, plain.get(&prefix).copied());
+                let all: Vec<_> = keys.iter().map(|(key, slot)| (key.to_vec(), slot.version.0)).collect();
+                prop_assert_eq!(all, plain.clone().into_iter().collect::<Vec<_>>());
+                prop_assert_eq!(keys.bytes(), plain.keys().map(|key| 2 * key.len()).sum::<usize>());
+                // A page of what begins with the one, behind the other.
+                let Answer::Page { entries, more } = keys.page(&prefix, &key, 5, PartitionTime(0)) else {
+                    unreachable!("a page was asked for");
+                };
+                let entries: Vec<_> =
+                    entries.into_iter().map(|(key, entry)| (key.to_vec(), entry.version.0)).collect();
+                let behind = |other: &Vec<u8>| other.starts_with(&prefix) && (key.is_empty() || *other > key);
+                let expected: Vec<_> = plain.clone().into_iter().filter(|(other, _)| behind(other)).collect();
+                prop_assert_eq!(more, expected.len() > 5);
+                prop_assert_eq!(&entries[..], &expected[..expected.len().min(5)]);
+            }
+        }
     }
 }
