@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 
+#[cfg(all(feature = "jemalloc", not(target_env = "msvc")))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("ROUNDTABLE_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())

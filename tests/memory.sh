@@ -72,7 +72,8 @@ for i in 0 1 2; do until grep -q 'back in the swarm' "$WORK/log$i"; do sleep 0.0
 # Exit code 0: all its replicas have a quorum.
 until "$BIN" status >/dev/null 2>&1; do sleep 0.05; done
 printf 'restarted: all served again after %d ms\n' $((($(date +%s%N) - before) / 1000000))
-sleep 5
+# What was needed for reading is given back to the system within some ten seconds.
+sleep 20
 rows 'restarted,'
 for i in 0 1 2; do printf 'at most %s MiB  ' "$(mebibytes "$(of "${pids[i]}" VmHWM)")"; done
 echo

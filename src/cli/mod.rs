@@ -4,7 +4,6 @@
 //! arguments and what it does; `render` writes answers, `exit` says what went wrong, in one line that tells
 //! whether anything was changed and what to do.
 
-mod arenas;
 mod args;
 mod backup;
 mod bench;
@@ -82,7 +81,7 @@ enum Command {
     Version,
 }
 
-/// Runs the command line of this process and says how it went. A node (`up`) may begin its process once more first.
+/// Runs the command line of this process and says how it went.
 ///
 /// Exit codes: 0 done, 1 other failure, 2 wrong usage, 3 not found, 4 conflict, 5 no quorum, 6 no node or swarm
 /// could be reached, 7 outcome unknown, 8 lock not acquired, 9 lock lost while the command ran, 130
@@ -96,9 +95,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let format = invocation.format;
     let threads = invocation.threads.unwrap_or_else(default_threads);
-    if matches!(invocation.command, Command::Up(_)) {
-        arenas::make_few(threads);
-    }
     let runtime = match runtime(threads) {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -243,34 +243,3 @@ async fn datasets_and_sorting_as_they_are_typed() {
     assert_eq!(typed("data rm fruit").0, 0);
     assert_eq!(typed("data rm fruit").0, 3);
 }
-
-/// Otherwise what was freed would stay, in as many places as it was allocated in.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[tokio::test]
-async fn a_node_allocates_from_few_places() {
-    let machine = machine();
-    let mut node = std::process::Command::new(env!("CARGO_BIN_EXE_roundtable"))
-        .env_remove("MALLOC_ARENA_MAX")
-        .arg("--runtime-dir")
-        .arg(machine.path().join("run"))
-        .arg("up")
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The process goes on under its number, and does what it was told.
-    let environment = std::path::PathBuf::from(format!("/proc/{}/environ", node.id()));
-    let begins = async {
-        loop {
-            let found = std::fs::read(&environment).unwrap();
-            let found =
-                found.split(|byte| *byte == 0).any(|variable| variable.starts_with(b"MALLOC_ARENA_MAX="));
-            if found && roundtable(&machine, &["members"]).0 == 0 {
-                break;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    within("the node is there", begins).await;
-    node.kill().unwrap();
-    node.wait().unwrap();
-}
