@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 
 use super::batch::MAX_BATCH_BYTES;
-use crate::sort::{Fingerprint, RunPart};
+use crate::sort::{Fingerprint, RunPart, prefix};
 
 /// Longest key and value together, in bytes, with what is put before them.
 const MAX_PAIR_BYTES: usize = MAX_BATCH_BYTES + 64;
@@ -192,16 +192,4 @@ impl<E, S: Iterator<Item = Result<Bytes, E>>> Cursor<S> {
         self.at = self.value.end;
         Ok(true)
     }
-}
-
-/// The first eight bytes of a key as a number.
-pub(super) fn prefix(key: &[u8]) -> u64 {
-    key.first_chunk::<8>().map_or_else(
-        || {
-            let mut bytes = [0; 8];
-            bytes[..key.len()].copy_from_slice(key);
-            u64::from_be_bytes(bytes)
-        },
-        |bytes| u64::from_be_bytes(*bytes),
-    )
 }

@@ -14,8 +14,9 @@ use std::ops::Range;
 use super::batch::{Groups, MAX_BATCH_BYTES, Pairs};
 use super::hash::{Ranges, hash};
 use super::program::{Instance, ProgramError};
-use super::run::{RunWriter, prefix};
+use super::run::RunWriter;
 use super::{BATCH_BYTES, check_pair};
+use crate::sort::prefix;
 
 /// Bytes of late values that are combined: few enough for a processor's cache, many enough that what is done for each
 /// group does not count.

@@ -137,16 +137,22 @@ impl Order {
             .then(one_at.cmp(&other_at))
     }
 
-    /// The first eight bytes of a key as a number: less means earlier, equal means that the keys must be compared.
+    /// As [`prefix()`], in the order of the output.
     pub(super) fn prefix(&self, key: &[u8]) -> u64 {
-        let prefix = if let Some(bytes) = key.first_chunk::<8>() {
-            u64::from_be_bytes(*bytes)
-        } else {
-            let mut bytes = [0; 8];
-            bytes[..key.len()].copy_from_slice(key);
-            u64::from_be_bytes(bytes)
-        };
+        let prefix = prefix(key);
         if self.reverse { !prefix } else { prefix }
+    }
+}
+
+/// The first eight bytes of a key as a number, of a shorter one with zeros behind it: less means earlier, equal means
+/// that the keys must be compared.
+pub(crate) fn prefix(key: &[u8]) -> u64 {
+    if let Some(bytes) = key.first_chunk::<8>() {
+        u64::from_be_bytes(*bytes)
+    } else {
+        let mut bytes = [0; 8];
+        bytes[..key.len()].copy_from_slice(key);
+        u64::from_be_bytes(bytes)
     }
 }
 

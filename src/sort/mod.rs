@@ -19,6 +19,7 @@ mod splitter;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use key::prefix;
 pub use key::{Key, KeyError, Order};
 pub(crate) use merge::sift_down;
 pub use merge::{Merge, MergeError, Merged};

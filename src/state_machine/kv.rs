@@ -16,6 +16,7 @@ use std::ops::Bound;
 use super::command::PartitionTime;
 use super::query::{Answer, Entry, KeyBytes, MAX_SCAN_BYTES, MAX_SCAN_ENTRIES};
 use crate::id::Version;
+use crate::sort::prefix;
 
 /// What a key holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,7 @@ fn number(bytes: &[u8]) -> (u64, &[u8]) {
 /// Where a key belongs in the tree.
 #[derive(Debug, Clone, Copy)]
 struct Place<'a> {
+    /// The [`prefix`] of what comes behind the bytes that all keys share.
     head: u64,
     key: &'a [u8],
 }
@@ -123,12 +125,9 @@ impl Placed for Item {
     }
 }
 
-/// The first bytes of the rest of a key as a number: the later in order, the larger.
-fn head(rest: &[u8]) -> u64 {
-    // Shorter ones are filled up with zeros, which makes some equal that are not: their keys decide.
-    let mut bytes = [0; size_of::<u64>()];
-    iter::zip(&mut bytes, rest).for_each(|(byte, of_key)| *byte = *of_key);
-    u64::from_be_bytes(bytes)
+/// By their heads, and by their keys if these do not tell.
+fn order(one: &(impl Placed + ?Sized), other: &(impl Placed + ?Sized)) -> Ordering {
+    one.head().cmp(&other.head()).then_with(|| one.key().cmp(other.key()))
 }
 
 impl<'a> Borrow<dyn Placed + 'a> for Item {
@@ -139,7 +138,7 @@ impl<'a> Borrow<dyn Placed + 'a> for Item {
 
 impl Ord for dyn Placed + '_ {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.head().cmp(&other.head()).then_with(|| self.key().cmp(other.key()))
+        order(self, other)
     }
 }
 
@@ -159,7 +158,7 @@ impl Eq for dyn Placed + '_ {}
 
 impl Ord for Item {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.head.cmp(&other.head).then_with(|| self.key().cmp(other.key()))
+        order(self, other)
     }
 }
 
@@ -206,7 +205,7 @@ impl Keys {
     /// Where a key belongs, unless it cannot be there.
     fn place<'a>(&self, key: &'a [u8]) -> Option<Place<'a>> {
         let rest = key.strip_prefix(&*self.shared)?;
-        Some(Place { head: head(rest), key })
+        Some(Place { head: prefix(rest), key })
     }
 
     /// Where a key belongs that is to be there. If it does not begin as all others do, it makes anew what they share,
@@ -219,9 +218,9 @@ impl Keys {
             self.shared = key[..common].into();
             let items = std::mem::take(&mut self.items).into_iter();
             self.items =
-                items.map(|item| Item { head: head(&item.key()[common..]), bytes: item.bytes }).collect();
+                items.map(|item| Item { head: prefix(&item.key()[common..]), bytes: item.bytes }).collect();
         }
-        Place { head: head(&key[self.shared.len()..]), key }
+        Place { head: prefix(&key[self.shared.len()..]), key }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Slot<'_>)> {
@@ -297,8 +296,7 @@ impl Keys {
         let beginning = after.is_empty() || after < prefix;
         let from = if beginning { prefix } else { after };
         let place = self.place(from);
-        let place = place.as_ref().map(|place| place as &dyn Placed);
-        let start = match place {
+        let start: Bound<&dyn Placed> = match &place {
             Some(place) if beginning => Bound::Included(place),
             Some(place) => Bound::Excluded(place),
             None if *from < *self.shared => Bound::Unbounded,
