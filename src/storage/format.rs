@@ -40,7 +40,7 @@ pub(super) struct Record<'a> {
     pub(super) kind: Kind,
     pub(super) sequence: u64,
     pub(super) body: &'a [u8],
-    /// Where the next record may begin.
+    /// Where its body ends: zeros follow, until the next record may begin.
     pub(super) end: usize,
 }
 
@@ -99,12 +99,13 @@ pub(super) fn record_at(segment: &[u8], at: usize, mark: u64) -> Option<Record<'
         _ => return None,
     };
     let length = u32_at(head, 16) as usize;
-    let body = rest.get(..length)?;
+    // One that is cut before it ends with its zeros was not finished.
+    let body = rest.get(..length.next_multiple_of(ALIGN_BYTES))?.get(..length)?;
     if crc32c::crc32c(body) != u32_at(head, 24) {
         return None;
     }
     let sequence = u64::from_le_bytes(*head[8..].first_chunk()?);
-    let end = (at + HEAD_BYTES + length).next_multiple_of(ALIGN_BYTES);
+    let end = at + HEAD_BYTES + length;
     Some(Record { kind, sequence, body, end })
 }
 

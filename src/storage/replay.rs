@@ -23,7 +23,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
-use super::format::{self, Data, End, Item, Kind, Outline, Record, Summary};
+use super::format::{self, ALIGN_BYTES, Data, End, Item, Kind, Outline, Record, Summary};
 use super::index::Index;
 use crate::id::PartitionId;
 use crate::replication::{LogEntry, Stored, StoredReplica, StoredState, Write};
@@ -50,7 +50,7 @@ pub enum Finding {
         lost: u64,
     },
     /// Bytes between two records that are none themselves, and nothing is missing: of a write that was cut short,
-    /// or of a summary that is damaged.
+    /// of a summary that is damaged, or of the zeros between records.
     Debris {
         /// The segment.
         segment: u64,
@@ -220,11 +220,13 @@ impl Replay {
             }
             read.continued = record.kind == Kind::End;
             at = record.end;
-            read.end = Some(at as u64);
-            self.behind = Some((number, at as u64));
+            let next = at.next_multiple_of(ALIGN_BYTES) as u64;
+            read.end = Some(next);
+            self.behind = Some((number, next));
         }
-        if !read.continued && read.end.is_some() && bytes[at..].starts_with(&mark.to_le_bytes()) {
-            self.findings.push(Finding::Torn { segment: number, offset: at as u64 });
+        let next = at.next_multiple_of(ALIGN_BYTES);
+        if !read.continued && read.end.is_some() && bytes[next..].starts_with(&mark.to_le_bytes()) {
+            self.findings.push(Finding::Torn { segment: number, offset: next as u64 });
         }
         read
     }

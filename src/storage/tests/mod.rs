@@ -93,6 +93,16 @@ fn last_segment(disk: &MemoryDisk) -> PathBuf {
     files.into_iter().rfind(|path| path.extension().is_some_and(|kind| kind == "log")).unwrap()
 }
 
+/// Where the bodies of the records of a segment end.
+fn ends(segment: &[u8]) -> Vec<usize> {
+    let mark = u64::from_le_bytes(*segment.first_chunk().unwrap());
+    let mut ends = Vec::new();
+    while let Some((_, record)) = format::next_record(segment, ends.last().copied().unwrap_or(0), mark) {
+        ends.push(record.end);
+    }
+    ends
+}
+
 /// Changes a byte within the place where this text stands.
 fn damage(disk: &MemoryDisk, path: &Path, text: &str) {
     disk.tamper(path, |bytes| {
@@ -207,6 +217,68 @@ async fn damage_in_the_middle_is_said_with_its_place_and_harms_only_whom_it_hit(
         assert_eq!(replica.damaged, *partition == PartitionId(1));
         assert!(replica.damaged || *replica == whole.replicas[partition]);
     }
+}
+
+#[tokio::test]
+async fn damage_to_the_zeros_between_two_records_is_said_and_costs_nothing() {
+    let (disk, dir) = in_memory();
+    let (store, _) = open(&dir);
+    let writes = [append(0, 1, 1), append(1, 1, 3)];
+    for (batch, write) in (1..).zip(&writes) {
+        store.submit(batch, vec![write.clone()]).unwrap();
+        persisted(&store, batch).await;
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let mut changed = 0;
+    disk.tamper(&last_segment(&disk), |bytes| {
+        let ends = ends(bytes);
+        for end in &ends[..ends.len() - 1] {
+            if !end.is_multiple_of(format::ALIGN_BYTES) {
+                bytes[*end] ^= 1;
+                changed += 1;
+            }
+        }
+    });
+    assert!(changed > 0, "all records end where the next begins");
+
+    let (_store, recovered) = open(&dir);
+    let told = |finding: &Finding| matches!(finding, Finding::Debris { segment: 1, .. });
+    assert!(recovered.findings.iter().all(told), "{:?}", recovered.findings);
+    assert_eq!(recovered.findings.len(), changed);
+    assert_eq!(recovered.stored, expect(&writes));
+}
+
+#[tokio::test]
+async fn a_record_that_is_cut_behind_its_body_is_not_finished() {
+    let (disk, dir) = in_memory();
+    let (store, _) = open(&dir);
+    let before = append(0, 1, 1);
+    store.submit(1, vec![before.clone()]).unwrap();
+    persisted(&store, 1).await;
+    // One of them ends before the next record may begin.
+    for count in 1..=8 {
+        store.submit(1 + count, vec![append(1, 1, count)]).unwrap();
+        persisted(&store, 1 + count).await;
+        let disk = disk.copy();
+        let mut cut = false;
+        disk.tamper(&last_segment(&disk), |bytes| {
+            let end = *ends(bytes).last().unwrap();
+            cut = !end.is_multiple_of(format::ALIGN_BYTES);
+            bytes.truncate(end);
+        });
+        if cut {
+            let dir = DataDir::open_on(Arc::new(disk), Path::new("/data")).unwrap();
+            let (_store, recovered) = open(&dir);
+            assert!(matches!(recovered.findings[..], [Finding::Torn { .. }]), "{:?}", recovered.findings);
+            assert_eq!(
+                recovered.stored.replicas[&PartitionId(0)],
+                expect(&[before]).replicas[&PartitionId(0)]
+            );
+            return;
+        }
+    }
+    panic!("all records end where the next would begin");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::super::judge::Story;
 use super::super::load::{Seen, Work};
-use super::disk::{files, flip, written};
+use super::disk::{files, flip, middle, written};
 use super::{LIMIT, Lab, Standing, now, say, seed, since, within};
 use crate::lab::rounds;
 
@@ -228,7 +228,7 @@ fn damaged(damage: impl Fn(&Lab, usize)) {
 fn a_byte_changed_in_the_middle_of_a_log_is_noticed_and_healed() {
     damaged(|lab, node| {
         let log = files(&lab.data_dir(node), ".log").pop().expect("a log");
-        flip(&log, written(&log) / 2);
+        flip(&log, middle(&log));
     });
 }
 
