@@ -36,6 +36,27 @@ fn reads(disk: &MemoryDisk) {
     });
 }
 
+#[test]
+fn a_log_that_is_cut_anywhere_near_the_end_of_a_record() {
+    let disk = disk();
+    let segment = last_segment(&disk);
+    let mut all = Vec::new();
+    disk.tamper(&segment, |bytes| all = ends(bytes));
+    assert!(all.len() > 7);
+    for end in all {
+        for length in end - 1..end + format::ALIGN_BYTES {
+            let disk = disk.copy();
+            disk.tamper(&segment, |bytes| bytes.truncate(length));
+            let dir = DataDir::open_on(Arc::new(disk), Path::new("/data")).unwrap();
+            let opened = Store::open(&dir, SWARM, small(), |_| {});
+            assert!(
+                matches!(opened, Ok(_) | Err(StoreError::Forgotten { .. })),
+                "cut at {length}: {opened:?}"
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
