@@ -85,7 +85,7 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether it is what a crash leaves, and nothing that was promised is lost.
+    /// Whether nothing that was promised is lost.
     pub fn is_harmless(&self) -> bool {
         matches!(self, Self::Torn { .. } | Self::Debris { .. })
     }

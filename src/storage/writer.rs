@@ -415,7 +415,14 @@ impl Writer {
         let begin = self.buffer.len() as u64;
         let filled = filled.max(begin);
         let mut current = Current { number, file, offset: begin, filled, begin, based: true, tail: None };
-        let room = current.fill(CHUNK_BYTES as u64, self.config.segment_bytes).map_err(Trouble::of)?;
+        let room = match current.fill(CHUNK_BYTES as u64, self.config.segment_bytes) {
+            // What the spare has is the reserve for this: it is used, and what did not become more is given back.
+            Err(error) if is_full(&error) => {
+                current.file.set_size(current.filled).map_err(Trouble::Failed)?;
+                0
+            }
+            room => room.map_err(Trouble::of)?,
+        };
         current.file.sync().map_err(Trouble::Failed)?;
         self.stats.fsyncs += 1;
         self.stats.bytes_written += begin + room;
@@ -590,7 +597,8 @@ fn items<'a>(batches: &'a [Batch], files: &'a [StateFile]) -> impl Iterator<Item
 
 fn report(findings: &[Finding]) {
     for finding in findings {
-        if finding.is_harmless() {
+        if matches!(finding, Finding::Torn { .. }) {
+            // What every crash may leave.
             tracing::info!("{finding}");
         } else {
             tracing::warn!("{finding}");
@@ -676,10 +684,7 @@ impl Current {
         let end = self.offset + record.len() as u64;
         let written = match self.tail.as_mut().map(|tail| tail.write(record)) {
             Some(Ok(written)) => written,
-            Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => {
-                return Err(Trouble::of(error));
-            }
-            // The file system wants it otherwise than what it was promised.
+            Some(Err(error)) if !is_refusal(&error) => return Err(Trouble::of(error)),
             Some(Err(_)) | None => {
                 self.tail = None;
                 self.file.write_all_at(record, self.offset).map_err(Trouble::of)?;
@@ -699,6 +704,12 @@ impl Current {
         self.filled += bytes;
         Ok(bytes)
     }
+}
+
+/// Whether the file system wants writes past the page cache otherwise than it was asked, or not at all after all: nothing
+/// was written.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
 fn zeros(file: &dyn File, at: u64, bytes: u64) -> io::Result<()> {

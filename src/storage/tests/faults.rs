@@ -278,6 +278,50 @@ fn a_changed_byte_is_never_believed() {
     }
 }
 
+/// The blocks that are kept for a full disk are not given away when a segment ends on one.
+#[test]
+fn a_segment_that_ends_on_a_full_disk_goes_on_in_the_reserve() {
+    const MIB: u64 = 1024 * 1024;
+    let disk = MemoryDisk::with_dir(&home());
+    let config = StoreConfig { segment_bytes: 3 * MIB, log_bytes: 64 * MIB, reserve_bytes: MIB, ..small() };
+    let mut writer = open_with(&disk, config.clone()).unwrap().writer;
+    let mut kept = Stored::default();
+    let mut index = 0;
+    let mut commit = |writer: &mut Writer| {
+        index += 1;
+        let data = vec![7; 50_000].into();
+        let entry = LogEntry { term: 1, config: false, data, context: Vec::new().into() };
+        let (partition, replica) = (PartitionId(0), ReplicaId(1));
+        let write = Write::Append { partition, replica, first: index, entries: vec![entry] };
+        writer.commit(&[Batch { number: index, writes: vec![write.clone()], bytes: 0 }])?;
+        kept.apply(write).unwrap();
+        Ok::<_, Trouble>(kept.clone())
+    };
+    // The last segment is filled to its end, and the reserve is in a part of another one.
+    let spare = home().join("spare");
+    while !disk.files(&home()).contains(&spare) {
+        commit(&mut writer).unwrap();
+        while writer.maintain().unwrap() {}
+    }
+    disk.set_capacity(Some(disk.used()));
+    let segments = || disk.files(&home()).iter().filter(|path| path.extension().is_some()).count();
+    let before = segments();
+    let mut written = 0;
+    let kept = loop {
+        let kept = commit(&mut writer).unwrap();
+        written += 50_000;
+        if segments() > before && written > MIB + MIB / 2 {
+            break kept;
+        }
+    };
+    assert!(matches!(writer.maintain(), Err(Trouble::Full(_))));
+    drop(writer);
+    disk.set_capacity(None);
+    let opened = open_with(&disk, config).unwrap();
+    assert_eq!(opened.findings, []);
+    assert_eq!(opened.stored, kept);
+}
+
 fn flip(disk: &MemoryDisk, path: &Path, rng: &mut StdRng) {
     disk.tamper(path, |bytes| {
         // Behind what was written nothing can be harmed.
