@@ -40,6 +40,8 @@ impl Slot<'_> {
 /// Bytes of an item before its expiry or its key.
 const FIXED_BYTES: usize = size_of::<u64>() + size_of::<u32>();
 const EXPIRY_BYTES: usize = size_of::<u64>();
+/// So many keys are many: making all their heads anew takes a tenth of a millisecond or more.
+const MANY: usize = 1024;
 
 /// A key and its slot in one piece: version, twice the length of the key (plus one if it expires), expiry if it
 /// has one, key, value. Compared by its key alone.
@@ -182,6 +184,8 @@ pub(super) struct Keys {
     // Invariant: each key begins with `shared`, and its head is of what comes behind that.
     items: BTreeSet<Item>,
     shared: Box<[u8]>,
+    /// How many keys there were when their heads were last made anew.
+    made_anew_at: usize,
     // Invariant: (t, k) is in `due` exactly when the item of k expires at t.
     due: BTreeSet<(PartitionTime, Box<[u8]>)>,
     // Invariant: bytes == sum over items of key.len() + value.len().
@@ -209,12 +213,17 @@ impl Keys {
     }
 
     /// Where a key belongs that is to be there. If it does not begin as all others do, it makes anew what they share,
-    /// and their heads: no more often than there are bytes in the first key.
+    /// and their heads. Many keys that are not yet twice as many as the last time give up half of what they share: so it
+    /// is not done for each byte of the first key, but two dozen times at most for a million keys.
     fn make_place<'a>(&mut self, key: &'a [u8]) -> Place<'a> {
         if self.items.is_empty() {
             self.shared = key.into();
         } else if !key.starts_with(&self.shared) {
-            let common = iter::zip(&self.shared, key).take_while(|(one, other)| one == other).count();
+            let mut common = iter::zip(&self.shared, key).take_while(|(one, other)| one == other).count();
+            if (MANY..2 * self.made_anew_at).contains(&self.items.len()) {
+                common = common.min(self.shared.len() / 2);
+            }
+            self.made_anew_at = self.items.len();
             self.shared = key[..common].into();
             let items = std::mem::take(&mut self.items).into_iter();
             self.items =
@@ -335,6 +344,35 @@ mod tests {
         let beginning = prop::sample::select(vec!["", "u", "user:", "user:1234", "user:12345678"]);
         let rest = prop::collection::vec(prop::sample::select(vec![0, b'0', b':', 255]), 0..11);
         (beginning, rest).prop_map(|(beginning, rest)| [beginning.as_bytes(), &rest].concat())
+    }
+
+    #[test]
+    fn the_heads_of_many_keys_are_not_made_anew_for_each_byte_that_they_share() {
+        const LONGEST: usize = 4096;
+        let slot = Slot { value: b"", version: Version(1), expiry: None };
+        let mut keys = Keys::default();
+        let many = (0..MANY as u64).map(|number| [&[b'k'; LONGEST][..], &number.to_be_bytes()].concat());
+        many.for_each(|key| keys.insert(&key, slot));
+        let mut made_anew = 0;
+        for length in (0..LONGEST).rev() {
+            let before = keys.shared.len();
+            keys.insert(&[b'k'; LONGEST][..length], slot);
+            made_anew += usize::from(keys.shared.len() != before);
+            assert!(keys.get(&[b'k'; LONGEST][..length]).is_some());
+        }
+        assert!(made_anew <= 16, "{made_anew} times");
+        assert_eq!(keys.len(), MANY + LONGEST);
+        assert!(keys.iter().map(|(key, _)| key).is_sorted());
+    }
+
+    #[test]
+    fn numbers_that_grow_longer_cost_no_more_of_what_keys_share_than_they_must() {
+        let slot = Slot { value: b"", version: Version(1), expiry: None };
+        let mut keys = Keys::default();
+        for number in 0..200_000 {
+            keys.insert(format!("user:{number:012}").as_bytes(), slot);
+        }
+        assert_eq!(&*keys.shared, b"user:000000");
     }
 
     proptest! {
