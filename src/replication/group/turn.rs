@@ -17,7 +17,7 @@ use super::{Group, Shared};
 use crate::id::ReplicaId;
 use crate::replication::durable::{HardState, Write};
 use crate::replication::message::{Body, RaftKind};
-use crate::replication::{DriverConfig, Refusal, convert};
+use crate::replication::{Refusal, convert};
 
 /// The log is kept up to this part of the state's bytes: a replica that lags further is sent the state, which where
 /// this is what cuts is no more than so many times the log. What is kept for nobody costs each write, as it pushes what
@@ -54,7 +54,7 @@ impl Group {
             }
         }
         if !self.doomed {
-            self.compact(&shared.config);
+            self.compact(shared);
             self.announce(shared);
         }
     }
@@ -259,7 +259,8 @@ impl Group {
 
     /// Cuts the log behind what is applied and what live followers have. Some of it is kept for those whose link
     /// was away for a moment, and by followers, should they lead next; beyond the cap nobody is waited for.
-    fn compact(&mut self, config: &DriverConfig) {
+    fn compact(&mut self, shared: &Shared) {
+        let config = &shared.config;
         let log = self.raw.store();
         // The core may still want to look at what it has not been told is applied.
         let applied = log.applied().0.min(self.raw.raft.raft_log.applied);
@@ -274,7 +275,9 @@ impl Group {
         } else {
             let progress = self.raw.raft.prs().iter();
             let needed = progress
-                .filter(|(id, progress)| **id != self.id.0 && progress.recent_active)
+                // Whom the core has not heard since it last counted may be well nevertheless.
+                .filter(|(id, progress)| progress.recent_active || self.is_linked(ReplicaId(**id), shared))
+                .filter(|(id, _)| **id != self.id.0)
                 .map(|(_, progress)| progress.matched.max(progress.pending_snapshot))
                 .min();
             needed.unwrap_or(applied).min(applied)
