@@ -49,7 +49,7 @@ fi
 if ! B inspect --type image "docker.io/library/$RUST_IMAGE" >/dev/null 2>&1; then
     c=$(B from --pull=never docker.io/library/debian:bookworm-slim)
     B run --isolation chroot "$c" -- sh -c \
-        'apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev'
+        'apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev make'
     mkdir -p "$WORK/rust"
     cp -aL "$(rustc --print sysroot)/." "$WORK/rust/"
     B add "$c" "$WORK/rust" /usr/local/rust >/dev/null

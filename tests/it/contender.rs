@@ -29,7 +29,7 @@ impl<R: Rpc> Contender<R> {
     /// One critical section of a holder that looks at nothing while it is inside: the store alone protects it.
     pub(crate) async fn section(
         &mut self,
-        stay: Duration,
+        stay: impl Future<Output = ()>,
         now: impl Fn() -> Duration,
     ) -> Result<Section, LockError> {
         let wish = Wish { process: self.process, lane: self.lane, number: self.wishes };
@@ -41,7 +41,7 @@ impl<R: Rpc> Contender<R> {
         let token = guard.token();
         let entered = self.write(token).await;
         let queue = self.look(token, &now).await;
-        tokio::time::sleep(stay).await;
+        stay.await;
         let begun = now();
         let left = self.write(token).await;
         let wrote_within = now().saturating_sub(begun);

@@ -133,7 +133,8 @@ async fn contended(haste: u32, fenced: bool) -> Vec<Section> {
         contenders.spawn(async move {
             let mut sections = Vec::new();
             for _ in 0..SECTIONS {
-                sections.extend(contender.section(STAY, || started.elapsed()).await);
+                let stay = async { sleep(STAY).await };
+                sections.extend(contender.section(stay, || started.elapsed()).await);
             }
             sections
         });

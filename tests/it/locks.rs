@@ -40,7 +40,7 @@ async fn leader_of<R: Rpc>(client: &Client<R>, name: &str) -> NodeId {
 async fn contend<R: Rpc>(mut contender: Contender<R>, stop: Arc<AtomicBool>, begun: Instant) -> Vec<Section> {
     let mut sections = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        match contender.section(Duration::ZERO, || begun.elapsed()).await {
+        match contender.section(std::future::ready(()), || begun.elapsed()).await {
             Ok(section) => sections.push(section),
             // While nodes go, somebody may be the last to hear of it.
             Err(LockError::Store(_) | LockError::Lost) => {}

@@ -28,6 +28,8 @@ use crate::checker::{Op, Ret};
 
 /// Where a worker finds what to do.
 const PLAN: &str = "ROUNDTABLE_TEST_WORKER";
+/// Of each operation.
+const DEADLINE: Duration = Duration::from_secs(5);
 /// Keys in use: enough that each partition is led somewhere by a few.
 pub(super) const KEYS: u32 = 160;
 /// Between two operations of a client: a steady load, not the machine's limit.
@@ -141,6 +143,18 @@ pub(super) struct Load {
 impl Lab {
     /// Lets so many clients work from a host, by the nodes at these addresses.
     pub(super) fn load(&self, host: usize, join: &[String], clients: usize, work: Work) -> Load {
+        self.load_within(DEADLINE, host, join, clients, work)
+    }
+
+    /// The same, of clients that wait so long for each answer.
+    fn load_within(
+        &self,
+        deadline: Duration,
+        host: usize,
+        join: &[String],
+        clients: usize,
+        work: Work,
+    ) -> Load {
         static WORKERS: AtomicU32 = AtomicU32::new(0);
         let number = WORKERS.fetch_add(1, Ordering::Relaxed);
         let plan = Plan {
@@ -150,7 +164,7 @@ impl Lab {
             output: self.file(&format!("worker{number}.history")),
             clients,
             first_client: number * CLIENT_NUMBERS,
-            deadline: Duration::from_secs(5),
+            deadline,
         };
         let program = std::env::current_exe().expect("a program");
         let mut command = self.command(host, &program);
@@ -171,6 +185,11 @@ impl Lab {
     /// Does something with each key once, from a host; what was seen.
     pub(super) fn each_key(&self, host: usize, join: &[String], work: Work) -> Vec<Seen> {
         self.load(host, join, 32, work).finish()
+    }
+
+    /// The same, of patient clients: how long an answer took is for others to judge.
+    pub(super) fn each_key_patiently(&self, host: usize, join: &[String], work: Work) -> Vec<Seen> {
+        self.load_within(LIMIT / 4, host, join, 32, work).finish()
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::process::Process;
 use super::{LIMIT, Lab, measured, now, rounds, say, setting, since, within};
-use crate::checker::locks::{Away, Section, fairness, violations};
+use crate::checker::locks::{Away, Section, Wish, fairness, violations};
 use crate::contender::Contender;
 
 /// Where contenders find what to do.
@@ -57,10 +57,34 @@ struct Plan {
     fenced: bool,
     /// What the lock protects.
     key: String,
-    /// Longest stay in a section, in milliseconds.
-    stay_ms: u64,
-    /// Whether each stay is as long as the longest.
-    exactly: bool,
+    /// In each section.
+    stay: Stay,
+}
+
+/// How long a contender stays in a section.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Stay {
+    UpTo(Duration),
+    Exactly(Duration),
+    /// Until its process is told to end.
+    UntilTheEnd,
+}
+
+impl Stay {
+    async fn pass(self, ended: &AtomicBool) {
+        match self {
+            Self::UpTo(longest) => {
+                let long = rand::rng().random_range(Duration::ZERO..=longest);
+                tokio::time::sleep(long).await;
+            }
+            Self::Exactly(long) => tokio::time::sleep(long).await,
+            Self::UntilTheEnd => {
+                while !ended.load(Ordering::Relaxed) {
+                    tokio::time::sleep(PULSE).await;
+                }
+            }
+        }
+    }
 }
 
 impl Plan {
@@ -76,15 +100,13 @@ impl Plan {
             contenders: CONTENDERS,
             fenced: true,
             key: "guarded".to_owned(),
-            stay_ms: 15,
-            exactly: false,
+            stay: Stay::UpTo(Duration::from_millis(15)),
         }
     }
 
     /// One that stays in each section for so long.
-    fn one_that_stays(lab: &Lab, stay: Duration) -> Self {
-        let stay_ms = u64::try_from(stay.as_millis()).expect("short");
-        Self { contenders: 1, stay_ms, exactly: true, ..Self::quick(lab) }
+    fn one_that_stays(lab: &Lab, stay: Stay) -> Self {
+        Self { contenders: 1, stay, ..Self::quick(lab) }
     }
 }
 
@@ -217,11 +239,10 @@ fn contender() {
                 wishes: 0,
             };
             let (stopped, log) = (Arc::clone(&stopped), log.clone());
-            let least = if plan.exactly { plan.stay_ms } else { 0 };
+            let stay = plan.stay;
             tasks.spawn(async move {
                 while !stopped.load(Ordering::Relaxed) {
-                    let stay = Duration::from_millis(rand::rng().random_range(least..=plan.stay_ms));
-                    if let Ok(section) = contender.section(stay, now).await {
+                    if let Ok(section) = contender.section(stay.pass(&stopped), now).await {
                         log.write(&Line::Section(section));
                     }
                 }
@@ -330,7 +351,13 @@ impl Contest {
             Trouble::Cut => self.cut(lasts, |lab| lab.cut(&[node], &others)),
             Trouble::CutFrom => self.cut(lasts, |lab| lab.cut_one_way(&[node], &others)),
             Trouble::CutTo => self.cut(lasts, |lab| lab.cut_one_way(&others, &[node])),
-            Trouble::Lose => self.cut(lasts, |lab| lab.lose(&[node], 15)),
+            Trouble::Lose => {
+                let (leader, from) = (self.lab.leader_of("lock"), now());
+                self.cut(lasts, |lab| lab.lose(&[node], 15));
+                if node == leader {
+                    self.are_late(from);
+                }
+            }
             Trouble::Slow => {
                 // To others too little goes.
                 let leader = self.lab.leader_of("lock");
@@ -339,10 +366,7 @@ impl Contest {
                 pass(lasts);
                 let met = self.lab.network().fast(leader);
                 assert!(met > 0, "nothing had to wait");
-                // What is dropped is sent again later and later (by TCP, each time after twice as long), so that some
-                // renewals come after the lease.
-                let to = now() + LEASE * 2;
-                self.away.extend(self.all.iter().map(|all| Away { process: all.number, from, to }));
+                self.are_late(from);
             }
             Trouble::PauseContenders => {
                 let some = self.rng.random_range(0..self.all.len());
@@ -361,6 +385,13 @@ impl Contest {
         }
         *self.fired.entry(trouble).or_default() += 1;
         self.goes_on();
+    }
+
+    /// From then on packets to and from the leader were dropped. TCP sends them again later and later, each time after
+    /// twice as long: so some renewals have come after the lease, or will.
+    fn are_late(&mut self, from: Duration) {
+        let to = now() + LEASE * 2;
+        self.away.extend(self.all.iter().map(|all| Away { process: all.number, from, to }));
     }
 
     /// Waits until each process has had the lock again; if that does not happen, says how it stands.
@@ -494,20 +525,27 @@ fn without_tokens_the_judge_finds_the_overlap() {
     let Some(mut lab) = Lab::bridge(1) else { return };
     lab.up(0, &FLAGS);
     lab.settled();
-    let plan = || Plan { fenced: false, ..Plan::quick(&lab) };
-    let mut all = lab.visitors().map(|host| lab.contend(host, &plan()));
+    let [one, other] = lab.visitors();
+    let stays = Plan::one_that_stays(&lab, Stay::Exactly(LEASE / 2));
+    let mut stopped = lab.contend(one, &Plan { fenced: false, ..stays });
+    let mut others = lab.contend(other, &Plan { fenced: false, ..Plan::quick(&lab) });
+    others.goes_on(1);
+    let number = stopped.number;
+    let is_inside = || {
+        let lock = lab.json(other, &["lock", "--list", "lock", "--join", &lab.addresses()[0]])?;
+        let wish = Wish::of(lock["holders"][0]["note"].as_str()?.as_bytes())?;
+        (wish.process == number).then_some(())
+    };
     within(LIMIT, "a holder is stopped within its section", || {
-        for contenders in &mut all {
-            contenders.goes_on(3);
-        }
-        all[0].pause_and_go_on();
-        for contenders in &mut all {
-            contenders.goes_on(3);
-        }
-        let sections: Vec<Section> = all.iter().flat_map(|all| all.sections.iter().cloned()).collect();
+        // Now and then it has left before it is stopped.
+        within(LIMIT, "its turn has come", is_inside);
+        stopped.pause_and_go_on();
+        others.goes_on(1);
+        let sections = [&stopped.sections[..], &others.sections].concat();
         violations(&sections).iter().any(|one| one.contains("overlap")).then_some(())
     });
-    all.iter_mut().for_each(Contenders::stop);
+    stopped.stop();
+    others.stop();
 }
 
 /// Three nodes at rest, and what is between them and the contenders.
@@ -519,7 +557,10 @@ fn the_next_is_granted_in_one_round_trip_and_one_round_of_the_partition() {
     }
     lab.settled();
     // What the lock protects has its name, and so its partition: a write to it is one round trip and one round.
-    let plan = || Plan { key: "lock".to_owned(), ..Plan::one_that_stays(&lab, Duration::from_millis(20)) };
+    let plan = || Plan {
+        key: "lock".to_owned(),
+        ..Plan::one_that_stays(&lab, Stay::Exactly(Duration::from_millis(20)))
+    };
     let mut all = lab.visitors().map(|host| lab.contend(host, &plan()));
     for contenders in &mut all {
         contenders.goes_on(200);
@@ -552,7 +593,7 @@ fn a_killed_holder_is_followed_within_its_lease_and_a_second() {
     lab.settled();
     let [one, other] = lab.visitors();
     let slowest = (0..rounds(1)).map(|_| {
-        let holder = lab.contend(one, &Plan::one_that_stays(&lab, LIMIT));
+        let holder = lab.contend(one, &Plan::one_that_stays(&lab, Stay::UntilTheEnd));
         let held = || lab.json(other, &["lock", "--list", "lock", "--join", &lab.addresses()[0]]);
         within(LIMIT, "the lock is held", held);
         let mut next = lab.contend(other, &Plan::quick(&lab));
@@ -584,34 +625,34 @@ fn who_waits_keeps_the_place_when_the_leader_is_killed() {
         let addresses = lab.addresses();
         let survivor = &addresses[(leader + 1) % NODES];
         let [one, other] = lab.visitors();
-        let stays = |stay| Plan::one_that_stays(&lab, Duration::from_millis(stay));
         // It holds the lock while the leader dies, and the others queue up behind it.
-        let mut holder = lab.contend(one, &stays(4_000));
-        let list = || lab.json(one, &["lock", "--list", "lock", "--join", survivor]);
-        within(LIMIT, "the lock is held", list);
+        let mut holder = lab.contend(one, &Plan::one_that_stays(&lab, Stay::UntilTheEnd));
+        let list = |lab: &Lab| lab.json(one, &["lock", "--list", "lock", "--join", survivor]);
+        within(LIMIT, "the lock is held", || list(&lab));
+        let briefly = || Plan::one_that_stays(&lab, Stay::Exactly(Duration::from_millis(10)));
         let mut waiting: Vec<Contenders> =
-            [one, other, one, other].map(|host| lab.contend(host, &stays(10))).into_iter().collect();
+            [one, other, one, other].map(|host| lab.contend(host, &briefly())).into_iter().collect();
         let arrivals = |lock: serde_json::Value| -> Option<Vec<u64>> {
             lock["waiters"].as_array()?.iter().map(|waiter| waiter["arrival"].as_u64()).collect()
         };
         let queue = within(LIMIT, "all wait", || {
-            list().and_then(arrivals).filter(|waiters| waiters.len() == waiting.len())
+            list(&lab).and_then(arrivals).filter(|waiters| waiters.len() == waiting.len())
         });
         let killed = now();
         lab.kill(leader);
+        within(LIMIT, "another leads", || list(&lab));
+        holder.stop();
         for contenders in &mut waiting {
             contenders.goes_on(1);
         }
-        holder.goes_on(1);
         let first = holder.sections[0].clone();
         assert!(first.granted < killed && !first.lost, "the holder lost its lock: {first:?}");
         let mut served: Vec<Section> = waiting.iter().map(|all| all.sections[0].clone()).collect();
         served.sort_by_key(|section| section.token);
         let order: Vec<u64> = served.iter().filter_map(|one| Some(one.queue.as_ref()?.holder.0)).collect();
         assert_eq!(order, queue, "those who waited were not served in turn");
-        let took = served[0].granted.saturating_sub(first.released.max(killed));
+        let took = served[0].granted.saturating_sub(first.released);
         measured("from release to the next grant, the leader killed meanwhile", took, AFTER_CRASH);
-        holder.stop();
         waiting.iter_mut().for_each(Contenders::stop);
         lab.up(leader, &FLAGS);
     }

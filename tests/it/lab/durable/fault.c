@@ -64,7 +64,11 @@ static ssize_t write_with(const char *name, int file, const void *bytes, size_t 
         (ssize_t (*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, name);
     char fault[64];
     if (count > 1 && is_ours(file, ".log") && what(fault, sizeof fault) && !strncmp(fault, "write-tears", 11)) {
-        real(file, bytes, count / 2, at);
+        /* By a descriptor of its own: by this one a write may have to be of whole blocks. */
+        char link[64];
+        snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+        int plain = open(link, O_WRONLY | O_CLOEXEC);
+        if (plain < 0 || real(plain, bytes, count / 2, at) != (ssize_t)(count / 2)) _exit(99);
         kill(getpid(), SIGKILL);
         pause();
     }

@@ -293,7 +293,7 @@ fn a_log_cut_in_its_last_record_starts_as_if_nothing_was() {
     let length = |lab: &Lab| lab.json(1, &["status", &id])?["storage"]["log_bytes"].as_u64();
     let mut before = (length(&lab), now());
     within(LIMIT, "the store is at rest", || {
-        let bytes = length(&lab);
+        let bytes = Some(length(&lab)?);
         if bytes != before.0 {
             before = (bytes, now());
         }
@@ -305,6 +305,8 @@ fn a_log_cut_in_its_last_record_starts_as_if_nothing_was() {
     fs::File::options().write(true).open(&log).expect("a log").set_len(end - 3).expect("cut");
     lab.up_durable(1);
     standing.assert_unchanged(&mut lab);
-    assert_eq!(lab.heard("on the disk: "), 0, "a proof that was cut off is nothing to tell");
+    // Between the last record and its proof there is a gap, unless the record ends where a block does.
+    let told = lab.heard("on the disk: ");
+    assert_eq!(told, lab.heard("was not finished"), "a proof that was cut off is nothing else to tell");
     assert_whole(&mut lab, &standing, &story, 1);
 }
