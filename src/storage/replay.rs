@@ -201,7 +201,8 @@ impl Replay {
     /// Takes in a segment; they must come in their order.
     pub(super) fn segment(&mut self, number: u64, mark: u64, bytes: &[u8]) -> Read {
         let mut read = Read { end: None, continued: false, based: false };
-        let mut at = 0;
+        // Behind the last sound record: the zeros that end it, and what follows them.
+        let (mut at, mut next) = (0, 0);
         while !read.continued {
             let Some((found, record)) = format::next_record(bytes, at, mark) else {
                 break;
@@ -220,11 +221,10 @@ impl Replay {
             }
             read.continued = record.kind == Kind::End;
             at = record.end;
-            let next = at.next_multiple_of(ALIGN_BYTES) as u64;
-            read.end = Some(next);
-            self.behind = Some((number, next));
+            next = at.next_multiple_of(ALIGN_BYTES);
+            read.end = Some(next as u64);
+            self.behind = Some((number, next as u64));
         }
-        let next = at.next_multiple_of(ALIGN_BYTES);
         if !read.continued && read.end.is_some() && bytes[next..].starts_with(&mark.to_le_bytes()) {
             self.findings.push(Finding::Torn { segment: number, offset: next as u64 });
         }

@@ -300,11 +300,8 @@ impl Writer {
     fn write_record(&mut self) -> Result<(), Trouble> {
         let current = &mut self.current;
         if let Err(trouble) = current.write(&self.buffer) {
-            // A part of it may have gone beyond what the file had before: that room is given back.
-            if matches!(trouble, Trouble::Full(_))
-                && current.file.size().is_ok_and(|size| size > current.filled)
-            {
-                current.file.set_size(current.filled).map_err(Trouble::Failed)?;
+            if matches!(trouble, Trouble::Full(_)) {
+                current.give_back()?;
             }
             return Err(trouble);
         }
@@ -416,9 +413,9 @@ impl Writer {
         let filled = filled.max(begin);
         let mut current = Current { number, file, offset: begin, filled, begin, based: true, tail: None };
         let room = match current.fill(CHUNK_BYTES as u64, self.config.segment_bytes) {
-            // What the spare has is the reserve for this: it is used, and what did not become more is given back.
+            // What the spare has is the reserve for this.
             Err(error) if is_full(&error) => {
-                current.file.set_size(current.filled).map_err(Trouble::Failed)?;
+                current.give_back()?;
                 0
             }
             room => room.map_err(Trouble::of)?,
@@ -694,6 +691,14 @@ impl Current {
         };
         self.offset = end;
         self.filled = self.filled.max(written);
+        Ok(())
+    }
+
+    /// After a write that found no room: a part of it may have gone beyond what the file had before.
+    fn give_back(&self) -> Result<(), Trouble> {
+        if self.file.size().is_ok_and(|size| size > self.filled) {
+            self.file.set_size(self.filled).map_err(Trouble::Failed)?;
+        }
         Ok(())
     }
 
