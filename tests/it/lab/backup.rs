@@ -18,11 +18,8 @@ impl Lab {
         let value = self.file("value");
         fs::write(&value, vec![7; VALUE_BYTES]).expect("a file");
         for number in 0..VALUES {
-            let mut put = self.roundtable(0);
-            let input = fs::File::open(&value).expect("a file");
-            let output = put.args(["put", &format!("value/{number}"), "-"]).stdin(input).output();
-            let output = output.expect("the binary runs");
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let said = self.put_file(0, &format!("value/{number}"), &value);
+            assert_eq!(said.code, Some(0), "{said:?}");
         }
     }
 

@@ -340,8 +340,22 @@ impl Lab {
 
     /// Types a command on a host.
     fn cli(&self, host: usize, words: &[&str]) -> Said {
+        let mut command = self.roundtable(host);
+        command.args(words);
+        Self::said(command)
+    }
+
+    /// `put` on a host, of what is in a file.
+    fn put_file(&self, host: usize, key: &str, file: &Path) -> Said {
+        let mut command = self.roundtable(host);
+        command.args(["put", key, "-"]).stdin(File::open(file).expect("a file"));
+        Self::said(command)
+    }
+
+    /// Runs a command to its end.
+    fn said(mut command: Command) -> Said {
         let started = now();
-        let output = self.roundtable(host).args(words).output().expect("the binary runs");
+        let output = command.output().expect("the binary runs");
         Said {
             code: output.status.code(),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -66,16 +66,37 @@ pub(super) fn written(log: &Path) -> u64 {
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
 }
 
-/// Where the body begins of the data record in the middle of a log. It says something that nothing else does, unlike a
-/// summary or the zeros between two records.
-pub(super) fn middle(log: &Path) -> u64 {
+/// A record of a log.
+#[derive(Debug)]
+pub(super) struct Record {
+    is_data: bool,
+    pub(super) begin: usize,
+    /// Where its body begins.
+    body: usize,
+    /// Where the next one may begin.
+    pub(super) end: usize,
+}
+
+/// The records of a log.
+pub(super) fn records(log: &Path) -> Vec<Record> {
     const HEAD_BYTES: usize = 32;
     let bytes = fs::read(log).expect("a log");
     let mark = &bytes[..8];
-    let is_data = |head: &[u8]| head.starts_with(mark) && head[20] == 1;
-    let places = 0..bytes.len() - HEAD_BYTES;
-    let data: Vec<usize> = places.step_by(8).filter(|at| is_data(&bytes[*at..])).collect();
-    (data[data.len() / 2] + HEAD_BYTES) as u64
+    let places = (0..bytes.len() - HEAD_BYTES).step_by(8).filter(|at| bytes[*at..].starts_with(mark));
+    let record = |begin: usize| {
+        let length = u32::from_le_bytes(*bytes[begin + 16..].first_chunk().expect("a head"));
+        let body = begin + HEAD_BYTES;
+        let end = (body + length as usize).next_multiple_of(8);
+        Record { is_data: bytes[begin + 20] == 1, begin, body, end }
+    };
+    places.map(record).collect()
+}
+
+/// Where the body begins of the data record in the middle of a log. It says something that nothing else does, unlike a
+/// summary or the zeros between two records.
+pub(super) fn middle(log: &Path) -> u64 {
+    let data: Vec<Record> = records(log).into_iter().filter(|record| record.is_data).collect();
+    data[data.len() / 2].body as u64
 }
 
 /// Changes a byte.

@@ -1,6 +1,6 @@
 //! Disks without room: writes are refused and say why, reads go on, and when there is room so do writes.
 
-use std::fs::{self, File};
+use std::fs;
 
 use super::super::judge::Story;
 use super::super::load::{KEYS, Work, key_name};
@@ -38,15 +38,13 @@ fn a_full_disk_stops_writes_and_nothing_else() {
     let large = lab.file("large");
     fs::write(&large, vec![7; LARGE]).expect("a file");
     let refused = within(LIMIT, "a write is refused", || {
-        let mut put = lab.roundtable(0);
-        let input = File::open(&large).expect("a file");
-        let output = put.args(["put", "large", "-"]).stdin(input).output().expect("the binary runs");
-        (!output.status.success()).then_some(output)
+        let said = lab.put_file(0, "large", &large);
+        (said.code != Some(0)).then_some(said)
     });
-    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-    say(&format!("a put on full disks: exit code {:?}, {}", refused.status.code(), why.trim()));
+    say(&format!("a put on full disks: exit code {:?}, {}", refused.code, refused.err.trim()));
+    let why = &refused.err;
     assert!(why.contains("storage full") && why.contains("nothing was changed"), "{why}");
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.code, Some(1));
     for node in 0..NODES {
         lab.says(node, "the disk is full");
     }
@@ -150,11 +148,8 @@ fn one_full_disk_of_three_stops_nothing() {
     let large = lab.file("large");
     fs::write(&large, vec![7; LARGE]).expect("a file");
     for number in 0..4 {
-        let mut put = lab.roundtable(1);
-        let input = File::open(&large).expect("a file");
-        let output = put.args(["put", &format!("large/{number}"), "-"]).stdin(input).output();
-        let output = output.expect("the binary runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = lab.put_file(1, &format!("large/{number}"), &large);
+        assert_eq!(said.code, Some(0), "{said:?}");
     }
     lab.is_full(0);
     let noticed = now();
