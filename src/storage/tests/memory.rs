@@ -52,8 +52,8 @@ struct State {
 enum PastCache {
     #[default]
     Written,
-    /// As if its blocks were of another size.
-    Refused,
+    /// With this error.
+    Refused(io::ErrorKind),
     /// No file is opened for it.
     Unknown,
 }
@@ -168,9 +168,9 @@ impl MemoryDisk {
         self.state().past_cache = PastCache::Unknown;
     }
 
-    /// Refuses what is to be written past the page cache, as if its blocks were of another size.
-    pub(super) fn refuse_blocks(&self) {
-        self.state().past_cache = PastCache::Refused;
+    /// Refuses what is to be written past the page cache.
+    pub(super) fn refuse_blocks(&self, error: io::ErrorKind) {
+        self.state().past_cache = PastCache::Refused(error);
     }
 
     pub(super) fn fail_next_sync(&self) {
@@ -405,8 +405,10 @@ impl File for MemoryFile {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
         state.burn()?;
-        if self.durable && state.past_cache == PastCache::Refused {
-            return Err(io::ErrorKind::InvalidInput.into());
+        if let PastCache::Refused(error) = state.past_cache
+            && self.durable
+        {
+            return Err(error.into());
         }
         let at = usize::try_from(at).unwrap();
         let mut size = bytes.len();

@@ -136,18 +136,21 @@ async fn what_was_persisted_is_there_again() {
 
 #[tokio::test]
 async fn a_file_system_that_takes_no_blocks_is_written_through_the_page_cache() {
-    let (disk, dir) = in_memory();
-    let (store, _) = open(&dir);
-    let writes = [append(3, 1, 5), append(4, 1, 2), append(3, 6, 3)];
-    store.submit(1, writes[..1].to_vec()).unwrap();
-    persisted(&store, 1).await;
-    disk.refuse_blocks();
-    store.submit(2, writes[1..].to_vec()).unwrap();
-    persisted(&store, 2).await;
-    drop(store);
-    disk.restore_power(&mut StdRng::seed_from_u64(1));
-    let (_store, recovered) = open(&dir);
-    assert_eq!(recovered.stored, expect(&writes));
+    // Of another size, or none at all.
+    for error in [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported] {
+        let (disk, dir) = in_memory();
+        let (store, _) = open(&dir);
+        let writes = [append(3, 1, 5), append(4, 1, 2), append(3, 6, 3)];
+        store.submit(1, writes[..1].to_vec()).unwrap();
+        persisted(&store, 1).await;
+        disk.refuse_blocks(error);
+        store.submit(2, writes[1..].to_vec()).unwrap();
+        persisted(&store, 2).await;
+        drop(store);
+        disk.restore_power(&mut StdRng::seed_from_u64(1));
+        let (_store, recovered) = open(&dir);
+        assert_eq!(recovered.stored, expect(&writes));
+    }
 }
 
 #[tokio::test]
